@@ -1,0 +1,630 @@
+//! The right to serve, the leader, and the evidence that a node has lapsed: `authority = majority`.
+//!
+//! This is the detector's half of the node: fixed size, no allocation, fed by datagrams and
+//! ticks. The rules cited as `R4`, `R12` ... are those of `authority.md`. The main loop's half
+//! (orders, addresses) reads [`Status`] and lives in [`crate::coordinator`].
+
+mod election;
+mod evidence;
+mod right;
+mod witness;
+
+use std::time::Duration;
+
+use ctdb_wire::heartbeat::{Ages, Message};
+use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, NodeSet, Pnn, Term};
+
+use crate::planted::{Bug, Planted};
+pub use election::Role;
+pub use right::Right;
+
+/// How long the main loop may stand still before the right is no more renewed (MEM-4).
+pub const PROGRESS_LIMIT: Duration = Duration::from_secs(5);
+
+/// Slots of the lease map; slot 0 is "known, not ours" (R2, `spec/kernel.md` 8.3).
+pub const SLOTS: u32 = 4096;
+
+/// The numbers of a timing profile (`design.md` section 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timing {
+    /// Distance of heartbeats.
+    pub interval: Duration,
+    /// L: how long a right lasts from the sending of the heartbeat that was answered.
+    pub lease: Duration,
+    /// m: what two clocks may differ by in L, plus the queue bound.
+    pub margin: Duration,
+    /// q: how long a packet that passed the lease check may wait in a queue of the host.
+    pub queue: Duration,
+}
+
+impl Timing {
+    /// m = max(20 % of L, 50 ms) + q.
+    pub fn new(interval: Duration, lease: Duration, queue: Duration) -> Self {
+        let margin = (lease / 5).max(Duration::from_millis(50)) + queue;
+        Self {
+            interval,
+            lease,
+            margin,
+            queue,
+        }
+    }
+
+    /// The default profile: 250 ms, 1.5 s, 20 ms.
+    pub fn standard() -> Self {
+        Self::new(
+            Duration::from_millis(250),
+            Duration::from_millis(1500),
+            Duration::from_millis(20),
+        )
+    }
+
+    /// L + m: how long a promise runs from its receipt, and how old evidence must be.
+    pub fn promise(&self) -> Duration {
+        self.lease + self.margin
+    }
+
+    /// 1.2·q: after this a silenced address has no packet left in a queue of this host.
+    pub fn settle(&self) -> Duration {
+        stretch(self.queue)
+    }
+}
+
+/// A duration of this clock that is surely over on another's (20 %, R12).
+pub(crate) fn stretch(duration: Duration) -> Duration {
+    duration * 6 / 5
+}
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub me: Pnn,
+    /// This life.
+    pub incarnation: Incarnation,
+    /// All configured nodes, this one included.
+    pub voters: NodeSet,
+    /// Q: how many must answer; ⌊n/2⌋ + 1 unless split brain is allowed by configuration.
+    pub quorum: usize,
+    /// Profile.
+    pub timing: Timing,
+    /// Bugs planted by the simulator; none in a daemon.
+    pub planted: Planted,
+}
+
+impl Config {
+    /// Q = ⌊n/2⌋ + 1.
+    pub fn majority(me: Pnn, incarnation: Incarnation, voters: NodeSet, timing: Timing) -> Self {
+        let quorum = voters.len() / 2 + 1;
+        Self {
+            me,
+            incarnation,
+            voters,
+            quorum,
+            timing,
+            planted: Planted::default(),
+        }
+    }
+}
+
+/// What happens to the detector.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Time has come to [`Authority::next_wakeup`], or any other moment.
+    Tick,
+    /// An authentic datagram of a peer's current incarnation.
+    Datagram {
+        /// The sender, known from the key.
+        from: Pnn,
+        /// What it says.
+        message: &'a Message,
+    },
+    /// A link handshake fixed the peer's incarnation; older ones are over (R1).
+    Session {
+        /// The peer.
+        pnn: Pnn,
+        /// Its life.
+        incarnation: Incarnation,
+    },
+    /// The main loop is alive (MEM-4).
+    Progress,
+    /// Whether this node may lead; the main loop has stopped acting before it says no (R9).
+    Eligible(bool),
+    /// The node leaves: its right ends now and is not renewed, it neither stands nor leads.
+    Leave,
+}
+
+/// What the detector wants done. Methods are called in order, from within [`Authority::handle`].
+pub trait Sink {
+    /// Seal and send to one peer, on every path, or for an answer on the path that asked.
+    fn send(&mut self, to: Pnn, message: &Message);
+    /// Store the deadline of a slot of the lease map.
+    fn deadline(&mut self, slot: u32, until: BootTime);
+}
+
+/// What a witness knows of a peer, and the peer of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    /// Incarnation of the link's session; `NONE` before the first handshake.
+    pub incarnation: Incarnation,
+    /// Newest epoch that the peer has shown in this incarnation, and whether with a right.
+    pub epoch: u32,
+    pub has_right: bool,
+    /// When that epoch became known here (R13).
+    pub epoch_learned_at: BootTime,
+    /// Last authentic datagram; zero if none in this life.
+    pub heard_at: BootTime,
+    /// Newest heartbeat of the peer that was processed; older ones come late.
+    pub last_sent_at: u64,
+    /// When this witness last answered the peer, and which incarnation (R4).
+    pub answered_at: BootTime,
+    pub answered_incarnation: Incarnation,
+    /// The newest incarnation of the peer that is known dead and silent (R19).
+    pub gone: Incarnation,
+    /// Eviction: do not answer until then, by order of that term (R14).
+    pub stopped: Option<(BootTime, Term)>,
+    /// Newest own heartbeat that this witness answered (R5).
+    pub answered_s: BootTime,
+    /// Newest own heartbeat or vote request that it answered with a promise to me (R7).
+    pub promised_s: BootTime,
+    /// It has said, to this life of mine, that it neither stood, voted nor promised (R10).
+    pub virgin: bool,
+    /// Its latest report to me as leader.
+    pub report: Option<Report>,
+    /// The leader wants it answered no more.
+    pub evicted_since: Option<BootTime>,
+    /// Sending time of the heartbeat whose answers prove that it has lapsed (R12).
+    pub evidence: Option<BootTime>,
+}
+
+/// The answer of a witness to one leader heartbeat (R11, R12).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Report {
+    pub sent_at: BootTime,
+    pub received_at: BootTime,
+    pub stopped: NodeSet,
+    pub ages: Ages,
+}
+
+impl Peer {
+    const NEW: Self = Self {
+        incarnation: Incarnation::NONE,
+        epoch: 0,
+        has_right: false,
+        epoch_learned_at: BootTime::ZERO,
+        heard_at: BootTime::ZERO,
+        last_sent_at: 0,
+        answered_at: BootTime::ZERO,
+        answered_incarnation: Incarnation::NONE,
+        gone: Incarnation::NONE,
+        stopped: None,
+        answered_s: BootTime::ZERO,
+        promised_s: BootTime::ZERO,
+        virgin: false,
+        report: None,
+        evicted_since: None,
+        evidence: None,
+    };
+}
+
+/// A vote, or an answer to a leader's heartbeat (R7).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Promise {
+    pub term: Term,
+    pub until: BootTime,
+}
+
+/// The detector's state machine.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    pub(crate) config: Config,
+    pub(crate) started_at: BootTime,
+    pub(crate) peers: [Peer; MAX_NODES],
+    pub(crate) right: Right,
+    pub(crate) epoch: u32,
+    /// Newest term heard from its leader or promised to; older ones are refused.
+    pub(crate) newest: Option<Term>,
+    /// Highest term number seen anywhere, so that the next candidacy is above it.
+    pub(crate) highest_number: u64,
+    pub(crate) promise: Option<Promise>,
+    /// No promise is given before (R10), unless the cluster is seen to be fresh.
+    pub(crate) abstain_until: BootTime,
+    /// This life has neither stood, voted nor promised.
+    pub(crate) virgin: bool,
+    pub(crate) role: Role,
+    pub(crate) eligible: bool,
+    pub(crate) leaving: bool,
+    /// When the leader of `newest` was last heard.
+    pub(crate) leader_heard_at: BootTime,
+    pub(crate) stand_at: BootTime,
+    pub(crate) next_heartbeat: BootTime,
+    /// Sending time of the newest own heartbeat.
+    pub(crate) last_heartbeat: BootTime,
+    pub(crate) last_tick: BootTime,
+    /// After a late tick nobody is accused until then.
+    pub(crate) grace_until: BootTime,
+    pub(crate) progress_at: BootTime,
+    pub(crate) late_ticks: u64,
+    random: u64,
+}
+
+/// What the main loop sees of the detector: a copy, read whenever it has changed.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// When the copy was made.
+    pub now: BootTime,
+    /// This node's epoch.
+    pub epoch: Epoch,
+    /// Slot of that epoch in the lease map.
+    pub slot: u32,
+    /// End of the right; `None` if it is not held.
+    pub right_until: Option<BootTime>,
+    /// The leader that this node follows or is, if it was heard within a promise's length.
+    pub leader: Option<Term>,
+    /// The term that this node leads, and until when it may act without further answers.
+    pub acting: Option<(Term, BootTime)>,
+    /// This node gives no promise yet (R10).
+    pub abstaining: bool,
+    /// Ticks that came more than two intervals late.
+    pub late_ticks: u64,
+    /// Per node number.
+    pub peers: [PeerStatus; MAX_NODES],
+}
+
+/// One peer in [`Status`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeerStatus {
+    /// Incarnation of its session.
+    pub incarnation: Incarnation,
+    /// Last authentic datagram.
+    pub heard_at: BootTime,
+    /// Silent for longer than three intervals.
+    pub suspected: bool,
+    /// As leader: it is being answered no more.
+    pub evicted: bool,
+    /// As leader: it had no right at the time of the answers to the heartbeat sent then.
+    pub evidence: Option<BootTime>,
+    /// It says that it holds a right.
+    pub has_right: bool,
+}
+
+impl Authority {
+    /// A daemon that starts at `now`. It is silent for 1.2·q (R3) and gives no promise for
+    /// L + m (R10).
+    pub fn new(config: Config, now: BootTime) -> Self {
+        let timing = config.timing;
+        let random = config.incarnation.0 | 1;
+        let abstain_until = if config.planted.has(Bug::NoAbstention) {
+            now
+        } else {
+            now + timing.promise()
+        };
+        Self {
+            started_at: now,
+            peers: [Peer::NEW; MAX_NODES],
+            right: Right::Waiting,
+            epoch: 0,
+            newest: None,
+            highest_number: 0,
+            promise: None,
+            abstain_until,
+            virgin: true,
+            role: Role::Follower,
+            eligible: false,
+            leaving: false,
+            leader_heard_at: BootTime::ZERO,
+            stand_at: now,
+            next_heartbeat: now + timing.settle(),
+            last_heartbeat: BootTime::ZERO,
+            last_tick: now,
+            grace_until: now,
+            progress_at: now,
+            late_ticks: 0,
+            random,
+            config,
+        }
+    }
+
+    /// One step. `now` was read after the input was received (R6) and never goes back.
+    pub fn handle(&mut self, now: BootTime, input: Input<'_>, sink: &mut impl Sink) {
+        match input {
+            Input::Tick => {}
+            Input::Datagram { from, message } => self.datagram(now, from, message, sink),
+            Input::Session { pnn, incarnation } => self.session(now, pnn, incarnation),
+            Input::Progress => self.progress_at = now,
+            Input::Eligible(eligible) => {
+                if self.eligible && !eligible {
+                    self.resign(now, sink);
+                }
+                if eligible && !self.eligible {
+                    self.schedule_stand(now);
+                }
+                self.eligible = eligible;
+            }
+            Input::Leave => self.leave(now, sink),
+        }
+        self.tick(now, sink);
+    }
+
+    /// When [`Input::Tick`] is due next.
+    pub fn next_wakeup(&self) -> BootTime {
+        let mut next = self.next_heartbeat;
+        if let Some(until) = self.right.next_change() {
+            next = next.min(until);
+        }
+        next = next.min(self.election_wakeup());
+        next.max(BootTime(self.last_tick.0 + 1))
+    }
+
+    fn tick(&mut self, now: BootTime, sink: &mut impl Sink) {
+        let timing = self.config.timing;
+        if now.since(self.last_tick) > timing.interval * 3 {
+            // Late ourselves: what others sent may still wait in our sockets.
+            self.late_ticks += 1;
+            if !self.config.planted.has(Bug::LateTickAccuses) {
+                self.grace_until = now + timing.interval * 2;
+            }
+        }
+        self.last_tick = now;
+        self.check_right(now);
+        self.check_election(now, sink);
+        self.check_evictions(now);
+        if now >= self.next_heartbeat {
+            self.send_heartbeats(now, sink);
+        }
+        self.renew(now, sink);
+    }
+
+    fn datagram(&mut self, now: BootTime, from: Pnn, message: &Message, sink: &mut impl Sink) {
+        if !self.config.voters.contains(from) || from == self.config.me || self.leaving {
+            return;
+        }
+        if now < self.started_at + self.config.timing.settle()
+            && !self.config.planted.has(Bug::SpeaksAtOnce)
+        {
+            // R3: nothing is sent, so nothing that wants an answer is taken.
+            return;
+        }
+        self.peers[from.index()].heard_at = now;
+        match *message {
+            Message::Heartbeat {
+                sent_at,
+                epoch,
+                has_right,
+                leader,
+                evict,
+            } => {
+                self.learn_epoch(now, from, epoch, has_right);
+                self.witness(now, from, sent_at, leader, evict, sink);
+            }
+            Message::Answer {
+                echo,
+                epoch,
+                virgin,
+                promise,
+                stopped,
+                ages,
+            } => {
+                let has_right = self.peers[from.index()].has_right;
+                self.learn_epoch(now, from, epoch, has_right);
+                self.answer(
+                    now,
+                    from,
+                    BootTime(echo),
+                    virgin,
+                    promise,
+                    stopped,
+                    ages.as_ref(),
+                );
+            }
+            Message::VoteRequest { term, pre, sent_at } => {
+                self.vote_request(now, from, term, pre, sent_at, sink);
+            }
+            Message::Vote {
+                term,
+                pre,
+                echo,
+                granted,
+                newest_number,
+            } => {
+                self.vote(
+                    now,
+                    from,
+                    term,
+                    pre,
+                    BootTime(echo),
+                    granted,
+                    newest_number,
+                    sink,
+                );
+            }
+            Message::Withdraw { term } => self.withdrawn(now, from, term),
+            Message::Gone { incarnation } => self.gone(now, from, incarnation),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one message")]
+    fn answer(
+        &mut self,
+        now: BootTime,
+        from: Pnn,
+        echo: BootTime,
+        virgin: bool,
+        promise: Option<Term>,
+        stopped: NodeSet,
+        ages: Option<&Ages>,
+    ) {
+        if echo > self.last_heartbeat || echo < self.started_at {
+            return; // Never sent by this life.
+        }
+        let peer = &mut self.peers[from.index()];
+        peer.virgin |= virgin;
+        if now.since(self.progress_at) > PROGRESS_LIMIT {
+            return; // MEM-4: a hung main loop renews nothing, neither right nor leadership.
+        }
+        self.count_answer(now, from, echo);
+        self.count_promise(now, from, echo, promise);
+        if let Some(ages) = ages {
+            let report = Report {
+                sent_at: echo,
+                received_at: now,
+                stopped,
+                ages: *ages,
+            };
+            self.report(now, from, report);
+        }
+    }
+
+    fn session(&mut self, now: BootTime, pnn: Pnn, incarnation: Incarnation) {
+        if !self.config.voters.contains(pnn) || pnn == self.config.me {
+            return;
+        }
+        let peer = &mut self.peers[pnn.index()];
+        if peer.incarnation != incarnation {
+            peer.incarnation = incarnation;
+            peer.epoch = 0;
+            peer.has_right = false;
+            peer.epoch_learned_at = now;
+            peer.last_sent_at = 0;
+            peer.promised_s = BootTime::ZERO;
+            peer.virgin = false;
+            peer.report = None;
+        }
+        // Greet at once, so that a cluster starts in round trips and not in intervals.
+        if now >= self.started_at + self.config.timing.settle() {
+            self.next_heartbeat = now;
+        }
+    }
+
+    fn learn_epoch(&mut self, now: BootTime, from: Pnn, epoch: u32, has_right: bool) {
+        let peer = &mut self.peers[from.index()];
+        if epoch > peer.epoch {
+            peer.epoch = epoch;
+            peer.epoch_learned_at = now;
+        }
+        peer.has_right = has_right && epoch == peer.epoch;
+    }
+
+    fn send_heartbeats(&mut self, now: BootTime, sink: &mut impl Sink) {
+        let interval = self.config.timing.interval;
+        self.next_heartbeat = now + interval;
+        if self.leaving {
+            return;
+        }
+        self.last_heartbeat = now;
+        let leader = self.heartbeat_term(now);
+        let evict = if leader.is_some() {
+            self.evict_set()
+        } else {
+            NodeSet::EMPTY
+        };
+        let message = Message::Heartbeat {
+            sent_at: now.0,
+            epoch: self.epoch,
+            has_right: self.right.held_at(now),
+            leader,
+            evict,
+        };
+        self.broadcast(&message, sink);
+    }
+
+    fn broadcast(&self, message: &Message, sink: &mut impl Sink) {
+        for pnn in self.config.voters.iter() {
+            if pnn != self.config.me && self.peers[pnn.index()].incarnation != Incarnation::NONE {
+                sink.send(pnn, message);
+            }
+        }
+    }
+
+    fn leave(&mut self, now: BootTime, sink: &mut impl Sink) {
+        self.resign(now, sink);
+        self.leaving = true;
+        self.eligible = false;
+        self.end_right(now, sink);
+    }
+
+    /// Q-th newest of a per-peer moment, with `own` for this node; `None` if there are not as many.
+    pub(crate) fn quorum_newest(
+        &self,
+        own: BootTime,
+        of: impl Fn(&Peer) -> BootTime,
+    ) -> Option<BootTime> {
+        let mut moments = [BootTime::ZERO; MAX_NODES];
+        let mut count = 0;
+        for pnn in self.config.voters.iter() {
+            let moment = if pnn == self.config.me {
+                own
+            } else {
+                of(&self.peers[pnn.index()])
+            };
+            if moment != BootTime::ZERO {
+                moments[count] = moment;
+                count += 1;
+            }
+        }
+        if count < self.config.quorum {
+            return None;
+        }
+        let moments = &mut moments[..count];
+        moments.sort_unstable_by(|a, b| b.cmp(a));
+        Some(moments[self.config.quorum - 1])
+    }
+
+    /// A pseudo-random duration below `below`; seeded by the incarnation, so the core stays pure.
+    pub(crate) fn jitter(&mut self, below: Duration) -> Duration {
+        // xorshift64*: quality does not matter, only that nodes differ.
+        let mut x = self.random;
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random = x;
+        let scaled = (x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as u32;
+        Duration::from_nanos((below.as_nanos() as u64 >> 16) * u64::from(scaled >> 16))
+    }
+
+    /// The copy for the main loop.
+    pub fn status(&self, now: BootTime) -> Status {
+        let mut peers = [PeerStatus::default(); MAX_NODES];
+        for pnn in self.config.voters.iter() {
+            let peer = &self.peers[pnn.index()];
+            peers[pnn.index()] = PeerStatus {
+                incarnation: peer.incarnation,
+                heard_at: peer.heard_at,
+                suspected: pnn != self.config.me
+                    && now >= self.grace_until
+                    && now.since(peer.heard_at) > self.config.timing.interval * 3,
+                evicted: peer.evicted_since.is_some(),
+                evidence: peer.evidence,
+                has_right: peer.has_right,
+            };
+        }
+        Status {
+            now,
+            epoch: Epoch {
+                incarnation: self.config.incarnation,
+                number: self.epoch,
+            },
+            slot: slot_of(self.epoch),
+            right_until: self.right.until().filter(|until| *until > now),
+            leader: self.known_leader(now),
+            acting: self.acting(now),
+            abstaining: self.abstaining(now),
+            late_ticks: self.late_ticks,
+            peers,
+        }
+    }
+
+    /// The configuration that it runs with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+/// Slot of an epoch; reused only after 4,095 further rights of one life, each of which lasted
+/// at least L, so a thread would have to be stalled for more than an hour to hit it (R2).
+pub fn slot_of(epoch: u32) -> u32 {
+    if epoch == 0 {
+        0
+    } else {
+        1 + (epoch - 1) % (SLOTS - 1)
+    }
+}

@@ -1,0 +1,455 @@
+//! Promises, votes and the leader's term: R7 to R10.
+
+use ctdb_wire::heartbeat::Message;
+use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn, Term};
+
+use super::{Authority, PROGRESS_LIMIT, Promise, Sink};
+use crate::planted::Bug;
+
+/// What this node is in an election.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Follows, or waits.
+    Follower,
+    /// Asks whether it would be elected; binds nobody.
+    PreCandidate {
+        /// The term it would stand for.
+        term: Term,
+        /// Who said yes.
+        yes: NodeSet,
+        /// Gives up then.
+        until: BootTime,
+    },
+    /// Stands.
+    Candidate {
+        /// The term it stands for.
+        term: Term,
+        /// Sending time of the request: votes count from it (R7).
+        sent_at: BootTime,
+        /// Withdraws then.
+        until: BootTime,
+    },
+    /// Leads, and acts while enough promises run.
+    Leader {
+        /// Its term.
+        term: Term,
+        /// When the votes were enough (R13).
+        elected_at: BootTime,
+    },
+}
+
+impl Authority {
+    /// Whether this node leads, acting or not.
+    pub(super) fn is_leader(&self) -> bool {
+        matches!(self.role, Role::Leader { .. })
+    }
+
+    /// R10: no promise yet.
+    pub(super) fn abstaining(&self, now: BootTime) -> bool {
+        now < self.abstain_until && !self.fresh_cluster()
+    }
+
+    /// R10's exception: every configured node said, to this life, that it has done nothing.
+    fn fresh_cluster(&self) -> bool {
+        self.config
+            .voters
+            .iter()
+            .all(|pnn| pnn == self.config.me || self.peers[pnn.index()].virgin)
+    }
+
+    /// Whether a promise to `term` is allowed.
+    fn can_promise(&self, now: BootTime, term: Term) -> bool {
+        if self.abstaining(now) || self.leaving {
+            return false;
+        }
+        if self.newest.is_some_and(|newest| term < newest)
+            && !self.config.planted.has(Bug::NoTermFence)
+        {
+            return false;
+        }
+        self.promise.is_none_or(|promise| {
+            now >= promise.until
+                || promise.term.leader == term.leader && promise.term.session == term.session
+        })
+    }
+
+    fn give_promise(&mut self, now: BootTime, term: Term) {
+        self.virgin = false;
+        self.raise_newest(term);
+        if !self.config.planted.has(Bug::VoteWithoutPromise) {
+            self.promise = Some(Promise {
+                term,
+                until: now + self.config.timing.promise(),
+            });
+        }
+        // If it is not renewed, stand in turn when it ends.
+        self.schedule_stand(now + self.config.timing.promise());
+    }
+
+    fn raise_newest(&mut self, term: Term) {
+        self.highest_number = self.highest_number.max(term.number);
+        if self.newest.is_none_or(|newest| newest < term) {
+            self.newest = Some(term);
+        }
+    }
+
+    /// A leader's heartbeat, checked to be of the sender's own term. Returns the promise that
+    /// the answer carries.
+    pub(super) fn leader_heard(
+        &mut self,
+        now: BootTime,
+        term: Term,
+        evict: NodeSet,
+    ) -> Option<Term> {
+        if self.newest.is_some_and(|newest| term < newest) {
+            self.highest_number = self.highest_number.max(term.number);
+            if !self.config.planted.has(Bug::NoTermFence) {
+                return None; // Older than one that was heard, promised or answered in.
+            }
+        }
+        self.raise_newest(term);
+        self.leader_heard_at = now;
+        if self.role_term().is_some_and(|mine| mine < term) {
+            // Somebody was elected above us.
+            self.role = Role::Follower;
+            self.clear_evidence();
+        }
+        self.obey_evictions(now, term, evict);
+        if self.can_promise(now, term) {
+            self.give_promise(now, term);
+            Some(term)
+        } else {
+            None // R8: answered, without a promise.
+        }
+    }
+
+    fn role_term(&self) -> Option<Term> {
+        match self.role {
+            Role::Follower => None,
+            Role::PreCandidate { term, .. }
+            | Role::Candidate { term, .. }
+            | Role::Leader { term, .. } => Some(term),
+        }
+    }
+
+    /// The term that heartbeats carry: only while the leader acts, and then it renews its own
+    /// promise from the sending time (R7).
+    pub(super) fn heartbeat_term(&mut self, now: BootTime) -> Option<Term> {
+        let (term, _) = self.acting(now)?;
+        self.promise = Some(Promise {
+            term,
+            until: now + self.config.timing.promise(),
+        });
+        self.leader_heard_at = now;
+        Some(term)
+    }
+
+    /// R7: the term that this node leads and the moment until which it may act.
+    pub(super) fn acting(&self, now: BootTime) -> Option<(Term, BootTime)> {
+        let Role::Leader { term, .. } = self.role else {
+            return None;
+        };
+        let own = self.promised_own();
+        let newest = self.quorum_newest(own, |peer| peer.promised_s)?;
+        let until = newest + self.config.timing.lease;
+        if self.config.planted.has(Bug::ActsAfterLoss) {
+            return Some((term, now + self.config.timing.lease));
+        }
+        (now < until).then_some((term, until))
+    }
+
+    /// Sending time of the newest own message that carries the own promise.
+    fn promised_own(&self) -> BootTime {
+        match self.role {
+            Role::Candidate { sent_at, .. } => sent_at,
+            Role::Leader { elected_at, .. } => self.last_heartbeat.max(elected_at),
+            _ => BootTime::ZERO,
+        }
+    }
+
+    /// The leader that is followed, if it was heard lately.
+    pub(super) fn known_leader(&self, now: BootTime) -> Option<Term> {
+        if let Some((term, _)) = self.acting(now) {
+            return Some(term);
+        }
+        if self.leader_heard_at == BootTime::ZERO
+            || now.since(self.leader_heard_at) > self.config.timing.promise()
+        {
+            return None;
+        }
+        self.newest.filter(|term| term.leader != self.config.me)
+    }
+
+    /// An answer to a leader's heartbeat may carry a promise.
+    pub(super) fn count_promise(
+        &mut self,
+        _now: BootTime,
+        from: Pnn,
+        echo: BootTime,
+        promise: Option<Term>,
+    ) {
+        let Role::Leader { term, .. } = self.role else {
+            return;
+        };
+        if promise == Some(term) {
+            let peer = &mut self.peers[from.index()];
+            peer.promised_s = peer.promised_s.max(echo);
+        }
+    }
+
+    /// Plans the next candidacy: in turn by node number, with some chance, so that two rarely
+    /// stand at once.
+    pub(super) fn schedule_stand(&mut self, from: BootTime) {
+        let interval = self.config.timing.interval;
+        let rank = self
+            .config
+            .voters
+            .iter()
+            .take_while(|pnn| *pnn != self.config.me)
+            .count() as u32;
+        let jitter = self.jitter(interval / 8);
+        self.stand_at = from + interval / 8 * rank.min(8) + jitter;
+    }
+
+    pub(super) fn election_wakeup(&self) -> BootTime {
+        match self.role {
+            Role::Follower if self.eligible && !self.leaving => {
+                let bound = self.promise.map_or(BootTime::ZERO, |promise| promise.until);
+                let abstain = if self.fresh_cluster() {
+                    BootTime::ZERO
+                } else {
+                    self.abstain_until
+                };
+                self.stand_at.max(bound).max(abstain).max(self.grace_until)
+            }
+            Role::Follower => BootTime(u64::MAX),
+            Role::PreCandidate { until, .. } | Role::Candidate { until, .. } => until,
+            Role::Leader { .. } => self
+                .acting(self.last_tick)
+                .map_or(self.last_tick, |(_, until)| until),
+        }
+    }
+
+    pub(super) fn check_election(&mut self, now: BootTime, sink: &mut impl Sink) {
+        match self.role {
+            Role::Follower => {
+                let ready = self.eligible
+                    && !self.leaving
+                    && !self.abstaining(now)
+                    && now >= self.stand_at
+                    && now >= self.grace_until
+                    && now >= self.started_at + self.config.timing.settle()
+                    && now.since(self.progress_at) <= PROGRESS_LIMIT
+                    && self.promise.is_none_or(|promise| now >= promise.until);
+                if ready {
+                    self.pre_vote(now, sink);
+                }
+            }
+            Role::PreCandidate { until, .. } => {
+                if now >= until {
+                    self.role = Role::Follower;
+                    self.retry_later(now);
+                }
+            }
+            Role::Candidate { until, .. } => {
+                if now >= until {
+                    self.withdraw(now, sink);
+                }
+            }
+            Role::Leader { .. } => {
+                if self.acting(now).is_none() {
+                    self.withdraw(now, sink);
+                }
+            }
+        }
+    }
+
+    fn retry_later(&mut self, now: BootTime) {
+        let interval = self.config.timing.interval;
+        let jitter = self.jitter(interval);
+        self.stand_at = now + interval / 2 + jitter;
+    }
+
+    fn pre_vote(&mut self, now: BootTime, sink: &mut impl Sink) {
+        let number = self
+            .highest_number
+            .max(self.newest.map_or(0, |term| term.number))
+            + 1;
+        let term = Term {
+            number,
+            leader: self.config.me,
+            session: self.config.incarnation,
+        };
+        let yes = NodeSet::from_iter([self.config.me]);
+        let until = now + self.config.timing.interval * 2;
+        self.role = Role::PreCandidate { term, yes, until };
+        self.broadcast(
+            &Message::VoteRequest {
+                term,
+                pre: true,
+                sent_at: now.0,
+            },
+            sink,
+        );
+        self.stand_if_wanted(now, sink);
+    }
+
+    fn stand_if_wanted(&mut self, now: BootTime, sink: &mut impl Sink) {
+        let Role::PreCandidate { term, yes, .. } = self.role else {
+            return;
+        };
+        if yes.len() < self.config.quorum || !self.can_promise(now, term) {
+            return;
+        }
+        for peer in &mut self.peers {
+            peer.promised_s = BootTime::ZERO;
+        }
+        self.give_promise(now, term);
+        // The own promise binds the candidate itself whatever is planted for voters.
+        self.promise = Some(Promise {
+            term,
+            until: now + self.config.timing.promise(),
+        });
+        let until = now + self.config.timing.interval * 2;
+        self.role = Role::Candidate {
+            term,
+            sent_at: now,
+            until,
+        };
+        self.broadcast(
+            &Message::VoteRequest {
+                term,
+                pre: false,
+                sent_at: now.0,
+            },
+            sink,
+        );
+        self.lead_if_elected(now);
+    }
+
+    fn lead_if_elected(&mut self, now: BootTime) {
+        let Role::Candidate { term, sent_at, .. } = self.role else {
+            return;
+        };
+        let Some(newest) = self.quorum_newest(sent_at, |peer| peer.promised_s) else {
+            return;
+        };
+        if now >= newest + self.config.timing.lease {
+            return;
+        }
+        self.clear_evidence();
+        self.role = Role::Leader {
+            term,
+            elected_at: now,
+        };
+        // The first heartbeat of the term gives the evidence in one round trip (R13); it must
+        // be later than the election.
+        self.next_heartbeat = now;
+    }
+
+    /// Somebody stands, or asks whether it should.
+    pub(super) fn vote_request(
+        &mut self,
+        now: BootTime,
+        from: Pnn,
+        term: Term,
+        pre: bool,
+        sent_at: u64,
+        sink: &mut impl Sink,
+    ) {
+        let incarnation = self.peers[from.index()].incarnation;
+        if term.leader != from || term.session != incarnation {
+            return;
+        }
+        let above = self.newest.is_none_or(|newest| term > newest);
+        let granted = above && self.can_promise(now, term);
+        self.highest_number = self.highest_number.max(term.number);
+        if granted && !pre {
+            if matches!(self.role, Role::PreCandidate { .. }) {
+                self.role = Role::Follower;
+            }
+            self.give_promise(now, term);
+        }
+        let newest_number = self.highest_number;
+        let vote = Message::Vote {
+            term,
+            pre,
+            echo: sent_at,
+            granted,
+            newest_number,
+        };
+        sink.send(from, &vote);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn vote(
+        &mut self,
+        now: BootTime,
+        from: Pnn,
+        term: Term,
+        pre: bool,
+        echo: BootTime,
+        granted: bool,
+        newest_number: u64,
+        sink: &mut impl Sink,
+    ) {
+        self.highest_number = self.highest_number.max(newest_number);
+        if !granted {
+            return;
+        }
+        match self.role {
+            Role::PreCandidate {
+                term: mine,
+                mut yes,
+                until,
+            } if pre && mine == term => {
+                yes.insert(from);
+                self.role = Role::PreCandidate { term, yes, until };
+                self.stand_if_wanted(now, sink);
+            }
+            Role::Candidate {
+                term: mine,
+                sent_at,
+                ..
+            } if !pre && mine == term && echo == sent_at => {
+                self.peers[from.index()].promised_s = sent_at;
+                self.lead_if_elected(now);
+            }
+            _ => {} // R9: votes for a candidacy that is over are ignored.
+        }
+    }
+
+    /// R9: gives up a candidacy or a term: first stop, then say so.
+    fn withdraw(&mut self, now: BootTime, sink: &mut impl Sink) {
+        let Some(term) = self.role_term() else { return };
+        let bound = matches!(self.role, Role::Candidate { .. } | Role::Leader { .. });
+        self.role = Role::Follower;
+        self.clear_evidence();
+        if bound {
+            if self.promise.is_some_and(|promise| promise.term == term) {
+                self.promise = None;
+            }
+            self.broadcast(&Message::Withdraw { term }, sink);
+        }
+        self.retry_later(now);
+    }
+
+    /// The main loop has stopped acting; the leader resigns.
+    pub(super) fn resign(&mut self, now: BootTime, sink: &mut impl Sink) {
+        self.withdraw(now, sink);
+    }
+
+    /// A peer gave up `term`; it frees only promises of that term.
+    pub(super) fn withdrawn(&mut self, now: BootTime, from: Pnn, term: Term) {
+        if term.leader != from || term.session == Incarnation::NONE {
+            return;
+        }
+        if self.promise.is_some_and(|promise| promise.term == term) {
+            self.promise = None;
+            self.schedule_stand(now);
+        }
+        if self.newest == Some(term) {
+            self.leader_heard_at = BootTime::ZERO;
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The leader's evidence that a node has no right: R11 to R14.
+
+use std::time::Duration;
+
+use ctdb_wire::heartbeat::AGE_INFINITE;
+use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn};
+
+use super::{Authority, Report, Role, stretch};
+use crate::planted::Bug;
+
+/// What a wake-up, a round trip and the millisecond of the ages may cost beyond the computed
+/// moment at which evidence is complete.
+const EVIDENCE_SLACK: Duration = Duration::from_millis(3);
+
+impl Authority {
+    /// Whom the leader's heartbeats name.
+    pub(super) fn evict_set(&self) -> NodeSet {
+        self.config
+            .voters
+            .iter()
+            .filter(|pnn| self.peers[pnn.index()].evicted_since.is_some())
+            .collect()
+    }
+
+    pub(super) fn begin_eviction(&mut self, now: BootTime, pnn: Pnn) {
+        let peer = &mut self.peers[pnn.index()];
+        if peer.evicted_since.is_none() {
+            peer.evicted_since = Some(now);
+            peer.evidence = None;
+        }
+    }
+
+    /// Forgets all evictions and evidence: they belong to one term (R13).
+    pub(super) fn clear_evidence(&mut self) {
+        for peer in &mut self.peers {
+            peer.evicted_since = None;
+            peer.evidence = None;
+            peer.report = None;
+        }
+    }
+
+    /// Starts evictions of nodes that have been silent for L, and admits evicted ones that
+    /// speak again once it is proved that they hold nothing.
+    pub(super) fn check_evictions(&mut self, now: BootTime) {
+        let Role::Leader { elected_at, .. } = self.role else {
+            return;
+        };
+        if self.acting(now).is_none() || now < self.grace_until {
+            return;
+        }
+        let timing = self.config.timing;
+        for pnn in self.config.voters.iter() {
+            if pnn == self.config.me {
+                continue;
+            }
+            let peer = &self.peers[pnn.index()];
+            let heard_since = peer.heard_at.max(self.started_at);
+            if peer.evicted_since.is_some() {
+                let speaks =
+                    now.since(peer.heard_at) < timing.interval * 2 && peer.incarnation != peer.gone;
+                if peer.evidence.is_some() && speaks {
+                    self.peers[pnn.index()].evicted_since = None;
+                    self.next_heartbeat = now;
+                }
+            } else if now.since(heard_since) >= timing.lease
+                || peer.gone != Incarnation::NONE
+                    && peer.incarnation == peer.gone
+                    && peer.evidence.is_none_or(|s| s < elected_at)
+            {
+                self.begin_eviction(now, pnn);
+                self.next_heartbeat = now;
+            }
+        }
+    }
+
+    /// R12: the answers to one heartbeat, from at least Q voters other than X.
+    pub(super) fn report(&mut self, now: BootTime, from: Pnn, report: Report) {
+        let Role::Leader { elected_at, .. } = self.role else {
+            return;
+        };
+        self.peers[from.index()].report = Some(report);
+        let sent_at = report.sent_at;
+        // R13: ages that came before the election are not evidence.
+        if sent_at < elected_at {
+            return;
+        }
+        for x in self.evict_set().iter() {
+            if self.peers[x.index()].evidence.is_some_and(|s| s >= sent_at) {
+                continue;
+            }
+            if self.peers[x.index()].epoch_learned_at >= sent_at {
+                continue; // R13.
+            }
+            if let Some(missing) = self.missing_age(now, x, sent_at) {
+                if missing == Duration::ZERO {
+                    self.peers[x.index()].evidence = Some(sent_at);
+                } else {
+                    // Ask again when the answer will be yes, not at the next interval.
+                    let at = now + missing + EVIDENCE_SLACK;
+                    self.next_heartbeat = self.next_heartbeat.min(at);
+                }
+            }
+        }
+    }
+
+    /// How much older the answers to the heartbeat of `sent_at` should be for them to be
+    /// evidence against `x`: zero if they are; `None` if fewer than Q voters have answered it.
+    fn missing_age(&self, now: BootTime, x: Pnn, sent_at: BootTime) -> Option<Duration> {
+        let needed = self.config.timing.promise();
+        if self.config.planted.has(Bug::SilenceIsExpiry) {
+            return Some(Duration::ZERO);
+        }
+        let mut missing = [Duration::ZERO; ctdb_wire::ids::MAX_NODES];
+        let mut count = 0;
+        for pnn in self.config.voters.iter() {
+            if pnn == x {
+                continue;
+            }
+            let (age_nanos, round_trip) = if pnn == self.config.me {
+                (self.age_nanos(now, x), now.since(sent_at))
+            } else {
+                let Some(report) = &self.peers[pnn.index()].report else {
+                    continue;
+                };
+                if report.sent_at != sent_at || !report.stopped.contains(x) {
+                    continue;
+                }
+                let age = match report.ages[x.index()] {
+                    AGE_INFINITE => u64::MAX,
+                    ms => u64::from(ms) * 1_000_000,
+                };
+                (age, report.received_at.since(sent_at))
+            };
+            missing[count] = if age_nanos == u64::MAX {
+                Duration::ZERO
+            } else {
+                (needed + stretch(round_trip)).saturating_sub(Duration::from_nanos(age_nanos))
+            };
+            count += 1;
+        }
+        if count < self.config.quorum {
+            return None;
+        }
+        missing[..count].sort_unstable();
+        Some(missing[self.config.quorum - 1])
+    }
+}

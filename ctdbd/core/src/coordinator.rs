@@ -1,0 +1,479 @@
+//! The main loop's half of a node: what it says of itself, what it knows of the others, its
+//! holder, and while it acts as leader the books of the term.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, NodeFlags, NodeSet, Pnn, RunState};
+use ctdb_wire::peer::{HolderState, NodeInfo, PeerFrame, Placement};
+
+use crate::allocation::Policy;
+use crate::authority::Status;
+use crate::holder::{Holder, Work};
+use crate::leader::{Leader, Situation};
+use crate::planted::Planted;
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub me: Pnn,
+    /// Configured nodes, deleted ones left out.
+    pub voters: NodeSet,
+    /// Place holders in the nodes list.
+    pub deleted: NodeSet,
+    /// Lines of the nodes list that take a number.
+    pub list_length: usize,
+    /// A node without right for longer than this takes its addresses off.
+    pub give_up: Duration,
+    /// `home_nodes` file.
+    pub home_nodes: BTreeMap<IpAddr, Pnn>,
+    /// `[failover] disabled`.
+    pub failover_disabled: bool,
+    /// Planted bugs of the simulator.
+    pub planted: Planted,
+}
+
+/// What happens to the main loop.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The detector's state changed.
+    Status(Box<Status>),
+    /// A link came up: a handshake fixed the incarnation.
+    LinkUp(Pnn, Incarnation),
+    /// A link ended. This proves nothing about the peer (R19).
+    LinkDown(Pnn),
+    /// A frame of the peer's current incarnation.
+    Frame(Pnn, PeerFrame),
+    /// What this node says of itself changed (version is set here).
+    Info(NodeInfo),
+    /// A [`Work::Take`] ended.
+    Taken {
+        /// The epoch of the work.
+        epoch: Epoch,
+        /// Result for each address.
+        results: Vec<(IpAddr, Result<(), String>)>,
+    },
+    /// A [`Work::Release`] reached silence.
+    Released(Vec<IpAddr>),
+    /// Time passes; at least every 100 ms.
+    Tick,
+    /// Leader only: compute allocation anew, with forced targets.
+    Reallocate(NodeSet),
+    /// Leader only: the operator's move.
+    Move(IpAddr, Pnn),
+    /// The leader's tunables.
+    Policy(Policy),
+}
+
+/// What the main loop wants done, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Send over the link; lost if it is down, and said again when it comes up.
+    Send(Pnn, PeerFrame),
+    /// Work on addresses.
+    Work(Work),
+    /// Something that history keeps (OPS-1).
+    Note(Note),
+}
+
+/// An entry of the history.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Note {
+    /// `leader`, `node`, `takeover`, `release`, `right`.
+    pub kind: &'static str,
+    /// The node concerned.
+    pub node: Option<Pnn>,
+    /// What happened and why, in one line.
+    pub text: String,
+    /// Addresses concerned.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What is known of a peer.
+#[derive(Clone, Debug, Default)]
+pub struct PeerView {
+    /// Its link is up.
+    pub linked: bool,
+    /// Incarnation of the link.
+    pub incarnation: Incarnation,
+    /// What it says of itself, in this incarnation.
+    pub info: Option<NodeInfo>,
+    /// Its last STATE that reached this node.
+    pub state: Option<HolderState>,
+}
+
+/// The main loop's state machine.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    config: Config,
+    info: NodeInfo,
+    status: Option<Box<Status>>,
+    peers: Vec<PeerView>,
+    holder: Holder,
+    leader: Option<Leader>,
+    policy: Policy,
+    placement: Option<Placement>,
+    /// Flags as shown last, to notice changes.
+    shown_flags: Vec<NodeFlags>,
+    shown_leader: Option<Pnn>,
+}
+
+impl Coordinator {
+    /// A daemon that starts.
+    pub fn new(config: Config, info: NodeInfo) -> Self {
+        let holder = Holder::new(config.planted);
+        Self {
+            holder,
+            info,
+            status: None,
+            peers: vec![PeerView::default(); MAX_NODES],
+            leader: None,
+            policy: Policy::default(),
+            placement: None,
+            shown_flags: vec![NodeFlags::DISCONNECTED; MAX_NODES],
+            shown_leader: None,
+            config,
+        }
+    }
+
+    /// One step at `now`.
+    pub fn handle(&mut self, now: BootTime, input: Input) -> Vec<Effect> {
+        let mut out = Vec::new();
+        match input {
+            Input::Status(status) => {
+                let before = self.status.as_ref().and_then(|old| old.right_until);
+                if before.is_some() != status.right_until.is_some() {
+                    let text = match status.right_until {
+                        Some(_) => format!("right to serve gained, epoch {:?}", status.epoch),
+                        None => "right to serve lost: too few nodes answer".to_owned(),
+                    };
+                    let node = Some(self.config.me);
+                    out.push(Effect::Note(Note {
+                        kind: "right",
+                        node,
+                        text,
+                        addresses: Vec::new(),
+                    }));
+                }
+                let tell = self.holder.status(&status);
+                self.status = Some(status);
+                self.follow_role(&mut out);
+                if tell {
+                    self.send_state(now, &mut out);
+                }
+            }
+            Input::LinkUp(pnn, incarnation) => {
+                let peer = &mut self.peers[pnn.index()];
+                if peer.incarnation != incarnation {
+                    *peer = PeerView::default();
+                }
+                peer.linked = true;
+                peer.incarnation = incarnation;
+                out.push(Effect::Send(pnn, PeerFrame::Info(self.info.clone())));
+                if self.holder.term().is_some_and(|term| term.leader == pnn) {
+                    self.send_state(now, &mut out);
+                }
+                if let Some(leader) = &self.leader {
+                    out.push(Effect::Send(pnn, PeerFrame::Placement(leader.last_placement())));
+                }
+            }
+            Input::LinkDown(pnn) => self.peers[pnn.index()].linked = false,
+            Input::Frame(pnn, frame) => self.frame(now, pnn, frame, &mut out),
+            Input::Info(info) => self.set_info(info, &mut out),
+            Input::Taken { epoch, results } => {
+                let mut work = Vec::new();
+                self.holder.taken(epoch, &results, &mut work);
+                out.extend(work.into_iter().map(Effect::Work));
+                self.send_state(now, &mut out);
+            }
+            Input::Released(addresses) => {
+                let mut work = Vec::new();
+                self.holder.released(&addresses, &mut work);
+                out.extend(work.into_iter().map(Effect::Work));
+                self.send_state(now, &mut out);
+            }
+            Input::Tick => {
+                let work = self.holder.tick(now, self.config.give_up);
+                out.extend(work.into_iter().map(Effect::Work));
+            }
+            Input::Reallocate(nodes) => {
+                if let Some(leader) = &mut self.leader {
+                    leader.reallocate(nodes);
+                }
+            }
+            Input::Move(address, to) => {
+                if let Some(leader) = &mut self.leader {
+                    leader.move_address(address, to);
+                }
+            }
+            Input::Policy(policy) => {
+                self.policy = policy;
+                if let Some(leader) = &mut self.leader {
+                    leader.reallocate(NodeSet::EMPTY);
+                }
+            }
+        }
+        self.drive(now, &mut out);
+        self.note_changes(now, &mut out);
+        out
+    }
+
+    /// Enters or leaves the leader's role as the detector says.
+    fn follow_role(&mut self, out: &mut Vec<Effect>) {
+        let Some(status) = &self.status else { return };
+        match (status.acting, &self.leader) {
+            (Some((term, _)), Some(leader)) if leader.term() == term => {}
+            (Some((term, _)), _) => {
+                let hosts = self.config.voters;
+                self.leader = Some(Leader::new(term, hosts, self.config.planted));
+                // Let all know where to send STATE without waiting for a heartbeat.
+                for pnn in self.linked().iter() {
+                    out.push(Effect::Send(pnn, PeerFrame::Ping));
+                }
+            }
+            (None, Some(_)) => self.leader = None,
+            (None, None) => {}
+        }
+    }
+
+    fn frame(&mut self, now: BootTime, from: Pnn, frame: PeerFrame, out: &mut Vec<Effect>) {
+        match frame {
+            PeerFrame::Info(info) => {
+                let peer = &mut self.peers[from.index()];
+                if peer.info.as_ref().is_none_or(|known| known.version < info.version) {
+                    peer.info = Some(info);
+                }
+            }
+            PeerFrame::State(state) => self.take_state(now, from, state),
+            PeerFrame::Assign(order) => {
+                // Only the term's own leader gives its orders.
+                if order.term.leader == from
+                    && order.term.session == self.peers[from.index()].incarnation
+                {
+                    self.obey(now, &order, out);
+                }
+            }
+            PeerFrame::Placement(placement) => {
+                let newer = self.placement.as_ref().is_none_or(|known| {
+                    (known.term, known.version) < (placement.term, placement.version)
+                });
+                if newer && placement.term.leader == from {
+                    self.placement = Some(placement);
+                }
+            }
+            PeerFrame::Ping
+            | PeerFrame::Goodbye
+            | PeerFrame::Request { .. }
+            | PeerFrame::Reply { .. } => {}
+        }
+    }
+
+    fn obey(&mut self, now: BootTime, order: &ctdb_wire::peer::Assign, out: &mut Vec<Effect>) {
+        let mut work = Vec::new();
+        let answer = self.holder.order(order, &mut work);
+        out.extend(work.into_iter().map(Effect::Work));
+        if answer {
+            self.send_state(now, out);
+        }
+    }
+
+    fn take_state(&mut self, now: BootTime, from: Pnn, state: HolderState) {
+        if let Some(leader) = &mut self.leader {
+            leader.state(now, from, &state);
+        }
+        self.peers[from.index()].state = Some(state);
+    }
+
+    /// STATE goes to the leader of the newest term; to oneself without a wire.
+    fn send_state(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        let Some(term) = self.holder.term() else { return };
+        let state = self.holder.state();
+        if term.leader == self.config.me {
+            self.take_state(now, self.config.me, state);
+        } else if self.peers[term.leader.index()].linked {
+            out.push(Effect::Send(term.leader, PeerFrame::State(state)));
+        }
+    }
+
+    fn set_info(&mut self, mut info: NodeInfo, out: &mut Vec<Effect>) {
+        info.version = self.info.version;
+        if info == self.info {
+            return;
+        }
+        info.version += 1;
+        self.info = info;
+        for pnn in self.linked().iter() {
+            out.push(Effect::Send(pnn, PeerFrame::Info(self.info.clone())));
+        }
+    }
+
+    /// The leader's step, only while it acts by this clock (R7).
+    fn drive(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        let acting =
+            self.status.as_ref().and_then(|status| status.acting).filter(|(_, until)| now < *until);
+        let Some((term, _)) = acting else { return };
+        // Orders to oneself are obeyed on the spot and can change what is to be sent; two rounds
+        // reach a fixed point (order, STATE that echoes it), the bound guards against a bug.
+        for _ in 0..4 {
+            let situation = self.situation();
+            let Some(leader) = self.leader.as_mut().filter(|leader| leader.term() == term) else {
+                return;
+            };
+            if let Some(status) = &self.status {
+                leader.evidence(status);
+            }
+            let orders = leader.drive(now, &situation);
+            if let Some(placement) = leader.placement(&situation) {
+                self.placement = Some(placement.clone());
+                for pnn in self.linked().iter() {
+                    out.push(Effect::Send(pnn, PeerFrame::Placement(placement.clone())));
+                }
+            }
+            let mut own = None;
+            for (pnn, order) in orders {
+                if pnn == self.config.me {
+                    own = Some(order);
+                } else {
+                    out.push(Effect::Send(pnn, PeerFrame::Assign(order)));
+                }
+            }
+            let Some(order) = own else { return };
+            self.obey(now, &order, out);
+        }
+    }
+
+    /// What allocation needs of the cluster.
+    pub fn situation(&self) -> Situation {
+        let mut situation = Situation {
+            list_length: self.config.list_length,
+            policy: self.policy,
+            home_nodes: self.config.home_nodes.clone(),
+            disabled: self.config.failover_disabled,
+            linked: self.linked(),
+            ..Situation::default()
+        };
+        situation.linked.insert(self.config.me);
+        for pnn in self.config.voters.iter() {
+            let info = if pnn == self.config.me {
+                Some(&self.info)
+            } else {
+                self.peers[pnn.index()].info.as_ref()
+            };
+            let Some(info) = info else { continue };
+            let willing = info.run_state == RunState::Running
+                && !info.flags.intersects(NodeFlags::NO_ADDRESSES)
+                && !info.capabilities.voter_only;
+            for address in &info.addresses {
+                let able = situation.able.entry(address.net.addr()).or_default();
+                if willing && address.available {
+                    able.insert(pnn);
+                }
+            }
+        }
+        situation
+    }
+
+    fn linked(&self) -> NodeSet {
+        self.config.voters.iter().filter(|pnn| self.peers[pnn.index()].linked).collect()
+    }
+
+    /// Flags of a node as seen from here (`spec/cluster.md` 2.1).
+    pub fn flags(&self, now: BootTime, pnn: Pnn) -> NodeFlags {
+        if self.config.deleted.contains(pnn) {
+            return NodeFlags::DELETED | NodeFlags::DISCONNECTED;
+        }
+        if pnn == self.config.me {
+            return self.info.flags;
+        }
+        let peer = &self.peers[pnn.index()];
+        if !peer.linked || self.silent(now, pnn) {
+            return NodeFlags::DISCONNECTED | NodeFlags::UNHEALTHY;
+        }
+        match &peer.info {
+            Some(info) => info.flags,
+            None => NodeFlags::UNKNOWN,
+        }
+    }
+
+    /// The detector has not heard the node for long, although its link may stand.
+    fn silent(&self, now: BootTime, pnn: Pnn) -> bool {
+        self.status.as_ref().is_some_and(|status| {
+            let peer = &status.peers[pnn.index()];
+            peer.evicted
+                || peer.heard_at != BootTime::ZERO
+                    && now.since(peer.heard_at) > self.config.give_up / 2
+        })
+    }
+
+    fn note_changes(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        let leader = self.status.as_ref().and_then(|status| status.leader).map(|term| term.leader);
+        if leader != self.shown_leader {
+            let text = match leader {
+                Some(pnn) => format!("leader={pnn}"),
+                None => "no leader".to_owned(),
+            };
+            self.shown_leader = leader;
+            out.push(Effect::Note(Note {
+                kind: "leader",
+                node: leader,
+                text,
+                addresses: Vec::new(),
+            }));
+        }
+        for pnn in self.config.voters.iter() {
+            let flags = self.flags(now, pnn);
+            let shown = &mut self.shown_flags[pnn.index()];
+            if *shown != flags {
+                let text = format!(
+                    "Node {pnn} has changed flags - 0x{:x} -> 0x{:x}",
+                    shown.bits(),
+                    flags.bits()
+                );
+                *shown = flags;
+                out.push(Effect::Note(Note {
+                    kind: "node",
+                    node: Some(pnn),
+                    text,
+                    addresses: Vec::new(),
+                }));
+            }
+        }
+    }
+
+    /// Own description.
+    pub fn info(&self) -> &NodeInfo {
+        &self.info
+    }
+
+    /// What is known of a peer.
+    pub fn peer(&self, pnn: Pnn) -> &PeerView {
+        &self.peers[pnn.index()]
+    }
+
+    /// The detector's last status.
+    pub fn status(&self) -> Option<&Status> {
+        self.status.as_deref()
+    }
+
+    /// The holder.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// The books, while this node leads.
+    pub fn leader(&self) -> Option<&Leader> {
+        self.leader.as_ref()
+    }
+
+    /// Who hosts what, as the leader last said.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
+    }
+
+    /// The configuration that it runs with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}

@@ -1,0 +1,253 @@
+//! What a node does with the leader's orders: R15, R16, and R6 for what it holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ctdb_wire::ids::{BootTime, Epoch, OrderSeq, Term};
+use ctdb_wire::peer::{Assign, HolderState};
+
+use crate::authority::Status;
+use crate::planted::{Bug, Planted};
+
+/// Work on addresses that the shell carries out, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Add, grant in the slot of this epoch, announce. Answered by [`Holder::taken`].
+    Take {
+        /// The epoch that was ordered for.
+        epoch: Epoch,
+        /// Its slot in the lease map.
+        slot: u32,
+        /// All addresses of the order that are not yet held.
+        addresses: Vec<IpAddr>,
+    },
+    /// Take the grant away, wait until no packet can be queued, answer by [`Holder::released`];
+    /// then end connections and remove the address in the background.
+    Release {
+        /// All addresses that the order no more names.
+        addresses: Vec<IpAddr>,
+    },
+    /// Addresses of an epoch that is over and that nobody asked for again: remove them. They
+    /// are silent already.
+    Discard {
+        /// Those addresses.
+        addresses: Vec<IpAddr>,
+    },
+}
+
+/// State of one address on this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hold {
+    /// Takeover under way for the named epoch.
+    Taking(Epoch),
+    /// Granted in the current epoch.
+    Held,
+    /// Silenced; "done" is not yet sayable.
+    Releasing,
+}
+
+/// The holder's state machine.
+#[derive(Clone, Debug, Default)]
+pub struct Holder {
+    /// Orders of older terms are refused.
+    term: Option<Term>,
+    epoch: Epoch,
+    slot: u32,
+    has_right: bool,
+    lapsed_at: Option<BootTime>,
+    last_order: Option<(Term, OrderSeq)>,
+    desired: BTreeSet<IpAddr>,
+    holds: BTreeMap<IpAddr, Hold>,
+    /// On an interface, but granted only in a slot that is dead.
+    dormant: BTreeSet<IpAddr>,
+    failed: BTreeMap<IpAddr, String>,
+    planted: Planted,
+}
+
+impl Holder {
+    /// A holder that holds nothing.
+    pub fn new(planted: Planted) -> Self {
+        Self { planted, ..Self::default() }
+    }
+
+    /// Follows the detector. True if the leader must be told.
+    pub fn status(&mut self, status: &Status) -> bool {
+        let mut tell = false;
+        if let Some(leader) = status.leader
+            && self.term.is_none_or(|term| term < leader)
+        {
+            self.term = Some(leader);
+            tell = true;
+        }
+        let has_right = status.right_until.is_some();
+        if status.epoch != self.epoch {
+            // R6: a new epoch has no grants. What the old one granted is dead in its slot, and
+            // was silent for 1.2·q before this epoch began.
+            self.epoch = status.epoch;
+            self.slot = status.slot;
+            self.last_order = None;
+            self.desired.clear();
+            self.failed.clear();
+            for (address, _) in std::mem::take(&mut self.holds) {
+                self.dormant.insert(address);
+            }
+            tell = true;
+        }
+        if has_right != self.has_right {
+            self.has_right = has_right;
+            self.lapsed_at = if has_right { None } else { Some(status.now) };
+            tell = true;
+        }
+        tell
+    }
+
+    /// A node that has been without right for long takes its addresses off its interfaces, so
+    /// that local services notice.
+    pub fn tick(&mut self, now: BootTime, give_up: Duration) -> Vec<Work> {
+        let Some(since) = self.lapsed_at else { return Vec::new() };
+        if now.since(since) < give_up {
+            return Vec::new();
+        }
+        let mut work = Vec::new();
+        self.desired.clear();
+        self.reconcile(&mut work);
+        self.discard_dormant(&mut work);
+        work
+    }
+
+    /// R15. Returns whether to answer with STATE.
+    pub fn order(&mut self, order: &Assign, work: &mut Vec<Work>) -> bool {
+        if self.term.is_some_and(|term| order.term < term) && !self.planted.has(Bug::NoTermFence) {
+            return false;
+        }
+        self.term = Some(self.term.map_or(order.term, |term| term.max(order.term)));
+        if order.epoch != self.epoch && !self.planted.has(Bug::NoEpoch) || !self.has_right {
+            return true; // Tells the leader the epoch that it should have named.
+        }
+        let number = (order.term, order.seq);
+        if self.last_order.is_some_and(|last| number <= last) {
+            return true; // A repeat is answered without redoing it.
+        }
+        self.last_order = Some(number);
+        self.desired = order.addresses.iter().copied().collect();
+        self.failed.clear();
+        self.reconcile(work);
+        self.discard_dormant(work);
+        true
+    }
+
+    /// Brings every address towards the order.
+    fn reconcile(&mut self, work: &mut Vec<Work>) {
+        let release: Vec<IpAddr> = self
+            .holds
+            .iter()
+            .filter(|(address, hold)| **hold == Hold::Held && !self.desired.contains(address))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in &release {
+            self.holds.insert(*address, Hold::Releasing);
+        }
+        let take: Vec<IpAddr> = self
+            .desired
+            .iter()
+            .filter(|address| {
+                !self.holds.contains_key(address) && !self.failed.contains_key(address)
+            })
+            .copied()
+            .collect();
+        for address in &take {
+            self.holds.insert(*address, Hold::Taking(self.epoch));
+            self.dormant.remove(address);
+        }
+        if !release.is_empty() {
+            work.push(Work::Release { addresses: release });
+        }
+        if !take.is_empty() {
+            work.push(Work::Take { epoch: self.epoch, slot: self.slot, addresses: take });
+        }
+    }
+
+    fn discard_dormant(&mut self, work: &mut Vec<Work>) {
+        if !self.dormant.is_empty() {
+            let addresses = std::mem::take(&mut self.dormant).into_iter().collect();
+            work.push(Work::Discard { addresses });
+        }
+    }
+
+    /// The shell finished a [`Work::Take`] of `epoch`.
+    pub fn taken(
+        &mut self,
+        epoch: Epoch,
+        results: &[(IpAddr, Result<(), String>)],
+        work: &mut Vec<Work>,
+    ) {
+        for (address, result) in results {
+            if self.holds.get(address) != Some(&Hold::Taking(epoch)) {
+                // Of an epoch that is over: granted in a dead slot.
+                if result.is_ok() && !self.holds.contains_key(address) {
+                    self.dormant.insert(*address);
+                }
+                continue;
+            }
+            match result {
+                Ok(()) => {
+                    self.holds.insert(*address, Hold::Held);
+                }
+                Err(reason) => {
+                    // It was undone; the leader takes it elsewhere.
+                    self.holds.remove(address);
+                    self.failed.insert(*address, reason.clone());
+                }
+            }
+        }
+        self.reconcile(work);
+        if self.last_order.is_some() && self.has_right {
+            self.discard_dormant(work);
+        }
+    }
+
+    /// The shell silenced these and waited as R16 wants.
+    pub fn released(&mut self, addresses: &[IpAddr], work: &mut Vec<Work>) {
+        for address in addresses {
+            if self.holds.get(address) == Some(&Hold::Releasing) {
+                self.holds.remove(address);
+            }
+        }
+        self.reconcile(work);
+    }
+
+    /// STATE (R16) for the leader of the newest term.
+    pub fn state(&self) -> HolderState {
+        let early = self.planted.has(Bug::DoneSaidEarly);
+        HolderState {
+            term: self.term,
+            epoch: self.epoch,
+            has_right: self.has_right,
+            last_order: self.last_order,
+            holds: self
+                .holds
+                .iter()
+                .filter(|(_, hold)| !(early && **hold == Hold::Releasing))
+                .map(|(address, _)| *address)
+                .collect(),
+            taking: self
+                .holds
+                .iter()
+                .filter(|(_, hold)| matches!(hold, Hold::Taking(_)))
+                .map(|(address, _)| *address)
+                .collect(),
+            failed: self.failed.iter().map(|(a, reason)| (*a, reason.clone())).collect(),
+        }
+    }
+
+    /// The newest term that is accepted.
+    pub fn term(&self) -> Option<Term> {
+        self.term
+    }
+
+    /// Addresses whose grant is, or may still be, in the kernel.
+    pub fn holds(&self) -> &BTreeMap<IpAddr, Hold> {
+        &self.holds
+    }
+}

@@ -1,0 +1,411 @@
+//! The leader's books: who may hold what, and the orders that follow from it. R15, R17, R18.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ctdb_wire::ids::{BootTime, Epoch, NodeSet, OrderSeq, Pnn, Term};
+use ctdb_wire::peer::{Assign, HolderState, Placement};
+
+use crate::allocation::{self, AddressState, Policy, Problem};
+use crate::authority::Status;
+use crate::planted::{Bug, Planted};
+
+/// An order that was not echoed is repeated after this.
+const REPEAT: Duration = Duration::from_millis(200);
+/// A node that could not take an address is not asked again for this long.
+const RETRY_FAILED: Duration = Duration::from_secs(5);
+
+/// What the leader knows of a host (R18).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Know {
+    /// Has not answered in this term and is not proved dead.
+    Unknown,
+    /// Holds nothing and has no right, by evidence.
+    Dead,
+    /// Has answered in this term.
+    Known,
+}
+
+#[derive(Clone, Debug)]
+struct Order {
+    seq: OrderSeq,
+    set: BTreeSet<IpAddr>,
+    sent_at: BootTime,
+    echoed: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Host {
+    know: Know,
+    epoch: Epoch,
+    /// When this epoch became known here; older evidence says nothing about it (R13).
+    learned_at: BootTime,
+    has_right: bool,
+    /// may(X) of R17.
+    may: BTreeSet<IpAddr>,
+    /// What the last STATE reported as completely taken.
+    active: BTreeSet<IpAddr>,
+    order: Option<Order>,
+}
+
+impl Host {
+    fn unknown() -> Self {
+        Self {
+            know: Know::Unknown,
+            epoch: Epoch::default(),
+            learned_at: BootTime::ZERO,
+            has_right: false,
+            may: BTreeSet::new(),
+            active: BTreeSet::new(),
+            order: None,
+        }
+    }
+}
+
+/// What allocation needs of the cluster, made by the coordinator from what nodes say of
+/// themselves.
+#[derive(Clone, Debug, Default)]
+pub struct Situation {
+    /// For each address: who could host it, right aside.
+    pub able: BTreeMap<IpAddr, NodeSet>,
+    /// Nodes whose link is up.
+    pub linked: NodeSet,
+    /// Number of entries of the nodes list, deleted ones included.
+    pub list_length: usize,
+    /// Tunables of the leader's node.
+    pub policy: Policy,
+    /// `home_nodes` file.
+    pub home_nodes: BTreeMap<IpAddr, Pnn>,
+    /// `[failover] disabled`.
+    pub disabled: bool,
+}
+
+/// The books of one term.
+#[derive(Clone, Debug)]
+pub struct Leader {
+    term: Term,
+    hosts: BTreeMap<Pnn, Host>,
+    next_seq: u64,
+    /// Where each address shall be.
+    target: BTreeMap<IpAddr, Pnn>,
+    /// Allocation has to be computed anew.
+    dirty: bool,
+    /// Forced rebalance targets of the next run.
+    rebalance: NodeSet,
+    failed: BTreeMap<(Pnn, IpAddr), BootTime>,
+    shown: BTreeMap<IpAddr, Option<Pnn>>,
+    shown_version: u64,
+    last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
+    planted: Planted,
+}
+
+impl Leader {
+    /// A new term: every host is unknown (R18).
+    pub fn new(term: Term, hosts: NodeSet, planted: Planted) -> Self {
+        Self {
+            term,
+            hosts: hosts.iter().map(|pnn| (pnn, Host::unknown())).collect(),
+            next_seq: 1,
+            target: BTreeMap::new(),
+            dirty: true,
+            rebalance: NodeSet::EMPTY,
+            failed: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            shown_version: 0,
+            last_inputs: None,
+            planted,
+        }
+    }
+
+    /// The term.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// R16, R17: a host's STATE.
+    pub fn state(&mut self, now: BootTime, from: Pnn, state: &HolderState) {
+        if state.term != Some(self.term) {
+            return; // Of another term: it will say so again when it has heard of this one.
+        }
+        let term = self.term;
+        let Some(host) = self.hosts.get_mut(&from) else { return };
+        let holds: BTreeSet<IpAddr> = state.holds.iter().copied().collect();
+        let first = host.know != Know::Known;
+        if host.epoch != state.epoch || first {
+            if !first
+                && host.epoch.incarnation == state.epoch.incarnation
+                && state.epoch.number < host.epoch.number
+            {
+                return; // Came late.
+            }
+            host.know = Know::Known;
+            host.epoch = state.epoch;
+            host.learned_at = now;
+            host.may = holds.clone();
+            host.order = None;
+            self.dirty = true;
+        } else {
+            let echo = host
+                .order
+                .as_mut()
+                .filter(|order| state.last_order == Some((term, order.seq)));
+            if let Some(order) = echo {
+                order.echoed = true;
+                host.may.clone_from(&holds);
+            } else {
+                host.may.extend(&holds);
+            }
+        }
+        if host.has_right != state.has_right {
+            host.has_right = state.has_right;
+            self.dirty = true;
+        }
+        let taking: BTreeSet<IpAddr> = state.taking.iter().copied().collect();
+        host.active = holds.difference(&taking).copied().collect();
+        for address in &holds {
+            // What is held stays where it is unless allocation says otherwise.
+            if self.planted.has(Bug::HoldsNotAccounted) {
+                host.may.clear();
+                break;
+            }
+            self.target.entry(*address).or_insert(from);
+        }
+        for (address, _) in &state.failed {
+            if self.failed.insert((from, *address), now + RETRY_FAILED).is_none() {
+                if self.target.get(address) == Some(&from) {
+                    self.target.remove(address);
+                }
+                self.dirty = true;
+            }
+        }
+    }
+
+    /// R12: hosts that the detector proved to have no right.
+    pub fn evidence(&mut self, status: &Status) {
+        for (pnn, host) in &mut self.hosts {
+            let Some(sent_at) = status.peers[pnn.index()].evidence else { continue };
+            if host.know == Know::Dead || host.know == Know::Known && host.learned_at >= sent_at {
+                continue;
+            }
+            host.know = Know::Dead;
+            host.has_right = false;
+            host.may.clear();
+            host.active.clear();
+            host.order = None;
+            self.dirty = true;
+        }
+    }
+
+    /// Allocation is to be computed at the next step, with forced targets.
+    pub fn reallocate(&mut self, rebalance: NodeSet) {
+        self.rebalance.0 |= rebalance.0;
+        self.dirty = true;
+    }
+
+    /// The operator's wish; not sticky (`spec/cluster.md` 3.7).
+    pub fn move_address(&mut self, address: IpAddr, to: Pnn) {
+        self.failed.remove(&(to, address));
+        self.target.insert(address, to);
+    }
+
+    /// Whether no host is unknown, so that addresses that nobody holds may be assigned.
+    pub fn complete(&self) -> bool {
+        self.planted.has(Bug::SilenceIsExpiry)
+            || self.hosts.values().all(|host| host.know != Know::Unknown)
+    }
+
+    fn allocate(&mut self, situation: &Situation) {
+        let states = self.address_states(situation);
+        let problem = Problem {
+            nodes: situation.list_length,
+            addresses: &states,
+            policy: situation.policy,
+            home_nodes: &situation.home_nodes,
+            rebalance: self.rebalance,
+        };
+        let plan = allocation::allocate(&problem);
+        self.target = plan
+            .assignments
+            .iter()
+            .filter_map(|assignment| assignment.to.map(|to| (assignment.address, to)))
+            .collect();
+        self.rebalance = NodeSet::EMPTY;
+        self.dirty = false;
+    }
+
+    /// The addresses as allocation wants them, also for `ctdb ip plan`.
+    pub fn address_states(&self, situation: &Situation) -> Vec<AddressState> {
+        let available = self.available(situation);
+        available
+            .iter()
+            .map(|(address, nodes)| AddressState {
+                address: *address,
+                current: self.target.get(address).copied(),
+                available: *nodes,
+            })
+            .collect()
+    }
+
+    /// Who could host each address now, with a right.
+    fn available(&self, situation: &Situation) -> BTreeMap<IpAddr, NodeSet> {
+        let mut available = BTreeMap::new();
+        for (address, able) in &situation.able {
+            let nodes: NodeSet = able
+                .iter()
+                .filter(|pnn| {
+                    self.hosts.get(pnn).is_some_and(|host| {
+                        host.know == Know::Known
+                            && host.has_right
+                            && (situation.linked.contains(*pnn) || host.may.contains(address))
+                    }) && !self.failed.contains_key(&(*pnn, *address))
+                })
+                .collect();
+            available.insert(*address, nodes);
+        }
+        available
+    }
+
+    /// One step: what to send now. Call only while this node acts (R7).
+    pub fn drive(&mut self, now: BootTime, situation: &Situation) -> Vec<(Pnn, Assign)> {
+        let before = self.failed.len();
+        self.failed.retain(|_, until| *until > now);
+        if self.failed.len() != before {
+            self.dirty = true;
+        }
+        if self.complete() && !situation.disabled {
+            let inputs = self.available(situation);
+            if self.last_inputs.as_ref() != Some(&inputs) {
+                self.last_inputs = Some(inputs);
+                self.dirty = true;
+            }
+            if self.dirty {
+                self.allocate(situation);
+            }
+        }
+        let wanted: Vec<(Pnn, BTreeSet<IpAddr>)> = self
+            .hosts
+            .iter()
+            .filter(|(pnn, host)| {
+                host.know == Know::Known && host.has_right && situation.linked.contains(**pnn)
+            })
+            .map(|(pnn, _)| (*pnn, self.wanted(*pnn)))
+            .collect();
+        let mut orders = Vec::new();
+        for (pnn, set) in wanted {
+            let seq = OrderSeq(self.next_seq);
+            let Some(host) = self.hosts.get_mut(&pnn) else { continue };
+            match &mut host.order {
+                Some(order) if order.set == set => {
+                    if order.echoed || now.since(order.sent_at) < REPEAT {
+                        continue;
+                    }
+                    order.sent_at = now; // R15: a repeat has the same number.
+                }
+                _ => {
+                    self.next_seq += 1;
+                    host.may.extend(&set); // R17: from the moment it is ordered.
+                    host.order = Some(Order { seq, set, sent_at: now, echoed: false });
+                }
+            }
+            if let Some(order) = &host.order {
+                orders.push((
+                    pnn,
+                    Assign {
+                        term: self.term,
+                        seq: order.seq,
+                        epoch: host.epoch,
+                        addresses: order.set.iter().copied().collect(),
+                    },
+                ));
+            }
+        }
+        orders
+    }
+
+    /// What `pnn` shall host: its targets that nobody else may hold (R17), and while a host is
+    /// unknown nothing that it does not hold already (R18).
+    fn wanted(&self, pnn: Pnn) -> BTreeSet<IpAddr> {
+        let Some(host) = self.hosts.get(&pnn) else { return BTreeSet::new() };
+        if !self.complete() {
+            return host.may.clone();
+        }
+        self.target
+            .iter()
+            .filter(|(address, to)| {
+                **to == pnn
+                    && !self
+                        .hosts
+                        .iter()
+                        .any(|(other, host)| *other != pnn && host.may.contains(*address))
+            })
+            .map(|(address, _)| *address)
+            .collect()
+    }
+
+    /// Whether every order was carried out.
+    pub fn settled(&self) -> bool {
+        self.complete()
+            && !self.dirty
+            && self.hosts.values().filter(|host| host.know == Know::Known).all(|host| {
+                host.order.as_ref().is_none_or(|order| {
+                    order.echoed && order.set == host.active && order.set == host.may
+                })
+            })
+            && self.target.iter().all(|(address, to)| {
+                self.hosts.get(to).is_some_and(|host| host.active.contains(address))
+            })
+    }
+
+    /// The placement to show, if it has changed.
+    pub fn placement(&mut self, situation: &Situation) -> Option<Placement> {
+        let owners: BTreeMap<IpAddr, Option<Pnn>> = situation
+            .able
+            .keys()
+            .map(|address| {
+                let mut owners = self.hosts.iter().filter(|(_, host)| host.may.contains(address));
+                let owner = match (owners.next(), owners.next()) {
+                    (Some((pnn, host)), None) if host.active.contains(address) => Some(*pnn),
+                    _ => None,
+                };
+                (*address, owner)
+            })
+            .collect();
+        if self.shown == owners && self.shown_version > 0 {
+            return None;
+        }
+        self.shown = owners;
+        self.shown_version += 1;
+        Some(self.last_placement())
+    }
+
+    /// The placement that was shown last.
+    pub fn last_placement(&self) -> Placement {
+        Placement {
+            term: self.term,
+            version: self.shown_version,
+            owners: self.shown.iter().map(|(address, owner)| (*address, *owner)).collect(),
+        }
+    }
+
+    /// What is known of each host, for `ctdb cluster leader` and `ctdb ip why`.
+    pub fn hosts(&self) -> impl Iterator<Item = (Pnn, Know, usize)> {
+        self.hosts.iter().map(|(pnn, host)| (*pnn, host.know, host.may.len()))
+    }
+
+    /// Where an address shall be, and who may still hold it.
+    pub fn whereabouts(&self, address: IpAddr) -> (Option<Pnn>, NodeSet) {
+        let may = self
+            .hosts
+            .iter()
+            .filter(|(_, host)| host.may.contains(&address))
+            .map(|(pnn, _)| *pnn)
+            .collect();
+        (self.target.get(&address).copied(), may)
+    }
+
+    /// Why a node is not asked to take an address for now.
+    pub fn failure(&self, pnn: Pnn, address: IpAddr) -> bool {
+        self.failed.contains_key(&(pnn, address))
+    }
+}

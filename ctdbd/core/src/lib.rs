@@ -1,0 +1,12 @@
+//! Membership, the right to serve, address allocation and takeover as pure state machines.
+//!
+//! Nothing here reads a clock, opens a file, draws a random number or spawns anything
+//! (`design.md` section 2, rule 1; enforced by `clippy.toml` beside this crate): the daemon and
+//! the simulator are two shells around the same code.
+#![forbid(unsafe_code)]
+
+pub mod authority;
+pub mod coordinator;
+pub mod holder;
+pub mod leader;
+pub mod planted;

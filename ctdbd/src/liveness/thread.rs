@@ -1,0 +1,238 @@
+//! The detector's loop.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use ctdb_core::authority::{Authority, Input, Sink};
+use ctdb_ebpf::lease::DeadlineCell;
+use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
+use ctdb_wire::ids::{BootTime, Incarnation, MAX_NODES, Pnn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+
+use super::sockets::{DATAGRAM, PathSet, Sockets};
+use super::{Command, Scheduling, Setup, Shared, significant};
+use crate::clock::boot_now;
+use crate::transport::datagram::{Opener, Sealer};
+
+/// Datagrams read per wake-up and socket before the clock is looked at again.
+const BATCH: usize = 128;
+
+/// A peer's keys and addresses.
+struct Line {
+    sealer: Sealer,
+    opener: Opener,
+    paths: PathSet,
+}
+
+/// Carries out what the state machine asks for.
+struct Wire<'a> {
+    lines: &'a mut [Option<Line>; MAX_NODES],
+    sockets: &'a Sockets,
+    deadline: Option<&'a DeadlineCell>,
+    /// The path that the datagram being handled came on: answers go back there.
+    reply: Option<(Pnn, usize, SocketAddr)>,
+    shared: &'a Shared,
+}
+
+impl Wire<'_> {
+    fn transmit(&mut self, to: Pnn, message: &Message, only: Option<(usize, SocketAddr)>) {
+        let Some(line) = &mut self.lines[to.index()] else { return };
+        let mut plain = [0; MAX_MESSAGE];
+        let length = message.encode(&mut plain);
+        let paths = line.paths;
+        let mut send = |socket: usize, address: SocketAddr, line: &mut Line| {
+            let Some(socket) = self.sockets.sockets.get(socket) else { return };
+            let mut sealed = [0; DATAGRAM];
+            let size = line.sealer.seal(&plain[..length], &mut sealed);
+            // An interface that is down costs this path only; the other ones carry on.
+            let counter = match socket.send_to(&sealed[..size], address) {
+                Ok(_) => &self.shared.counters.sent,
+                Err(_) => &self.shared.counters.send_errors,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
+        if let Some((socket, address)) = only {
+            send(socket, address, line);
+        } else {
+            for (socket, address) in paths.iter() {
+                send(usize::from(socket), address, line);
+            }
+        }
+    }
+}
+
+impl Sink for Wire<'_> {
+    fn send(&mut self, to: Pnn, message: &Message) {
+        let answer = matches!(message, Message::Answer { .. } | Message::Vote { .. });
+        let only = match self.reply {
+            Some((from, socket, address)) if answer && from == to => Some((socket, address)),
+            _ => None,
+        };
+        self.transmit(to, message, only);
+    }
+
+    fn deadline(&mut self, slot: u32, until: BootTime) {
+        if let Some(cell) = self.deadline {
+            cell.set(slot, until.0);
+        }
+    }
+}
+
+/// The thread's body.
+pub(super) fn run(
+    setup: Setup,
+    mut authority: Authority,
+    sockets: Sockets,
+    shared: &Shared,
+    commands: &Receiver<Command>,
+    wake: &OwnedFd,
+) {
+    schedule(setup.scheduling);
+    // Held until the thread ends, however it ends: then the guard acts (design.md section 4).
+    let _held = setup.deadman.as_deref().map(ctdb_ebpf::deadman::Deadman::hold);
+    let mut lines: [Option<Line>; MAX_NODES] = [const { None }; MAX_NODES];
+    let mut progress = 0;
+    let mut buffer = [0_u8; DATAGRAM];
+    loop {
+        let now = boot_now();
+        wait(&sockets, wake, now, authority.next_wakeup());
+        let mut wire = Wire {
+            lines: &mut lines,
+            sockets: &sockets,
+            deadline: setup.deadline.as_ref(),
+            reply: None,
+            shared,
+        };
+        let mut drain = [0_u8; 8];
+        let _ = rustix::io::read(wake, &mut drain);
+        // What already waits in the sockets is taken before the clock may accuse anybody.
+        for index in 0..sockets.sockets.len() {
+            receive(index, &mut authority, &mut wire, &mut buffer);
+        }
+        let main_loop = shared.progress.load(Ordering::Acquire);
+        if main_loop != progress {
+            progress = main_loop;
+            authority.handle(boot_now(), Input::Progress, &mut wire);
+        }
+        loop {
+            match commands.try_recv() {
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
+                    shared.stopped.store(true, Ordering::Release);
+                    return;
+                }
+                Ok(command) => obey(command, &mut authority, &mut wire, setup.incarnation),
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        authority.handle(boot_now(), Input::Tick, &mut wire);
+        publish(shared, &authority);
+    }
+}
+
+fn schedule(scheduling: Scheduling) {
+    // Locked as pages are touched, so that unused stack and code cost nothing.
+    if let Err(errno) = rustix::mm::mlockall(
+        rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::ONFAULT,
+    ) {
+        tracing::warn!(%errno, "memory cannot be locked; heartbeats may be late under memory pressure");
+    }
+    let Scheduling::RoundRobin(priority) = scheduling else { return };
+    use thread_priority::{
+        RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
+        set_thread_priority_and_policy, thread_native_id,
+    };
+    let value = ThreadPriorityValue::try_from(priority).map(ThreadPriority::Crossplatform);
+    let set = value.map_err(|_| "priority is not within 0 to 99".to_owned()).and_then(|value| {
+        set_thread_priority_and_policy(
+            thread_native_id(),
+            value,
+            ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin),
+        )
+        .map_err(|error| format!("{error:?}"))
+    });
+    if let Err(error) = set {
+        tracing::warn!(
+            error,
+            "no real-time scheduling for the detector (CAP_SYS_NICE is missing); it runs as a normal thread"
+        );
+    }
+}
+
+fn wait(sockets: &Sockets, wake: &OwnedFd, now: BootTime, until: BootTime) {
+    let timeout = until.since(now);
+    let timeout = Timespec {
+        tv_sec: timeout.as_secs().min(3600) as i64,
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    let mut fds = arrayvec::ArrayVec::<PollFd<'_>, { super::MAX_PATHS + 1 }>::new();
+    fds.push(PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN));
+    for socket in &sockets.sockets {
+        fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
+    }
+    // EINTR and the like only make the next turn come early.
+    let _ = poll(&mut fds, Some(&timeout));
+}
+
+fn receive(index: usize, authority: &mut Authority, wire: &mut Wire<'_>, buffer: &mut [u8]) {
+    for _ in 0..BATCH {
+        let Ok((length, address)) = wire.sockets.sockets[index].recv_from(buffer) else { return };
+        let datagram = &mut buffer[..length];
+        let opened = Opener::sender(datagram)
+            .and_then(|from| Some((from, wire.lines[from.index()].as_mut()?)))
+            .and_then(|(from, line)| {
+                let plain = line.opener.open(datagram).ok()?;
+                Message::decode(plain).ok().map(|message| (from, message))
+            });
+        let Some((from, message)) = opened else {
+            wire.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        wire.shared.counters.received.fetch_add(1, Ordering::Relaxed);
+        wire.reply = Some((from, index, address));
+        // R6: the clock is read after the receipt.
+        authority.handle(boot_now(), Input::Datagram { from, message: &message }, wire);
+        wire.reply = None;
+    }
+}
+
+fn obey(command: Command, authority: &mut Authority, wire: &mut Wire<'_>, incarnation: Incarnation) {
+    match command {
+        Command::Session { pnn, incarnation, keys, paths } => {
+            wire.lines[pnn.index()] =
+                Some(Line { sealer: Sealer::new(&keys), opener: Opener::new(&keys), paths });
+            authority.handle(boot_now(), Input::Session { pnn, incarnation }, wire);
+        }
+        Command::Paths(pnn, paths) => {
+            if let Some(line) = &mut wire.lines[pnn.index()] {
+                line.paths = paths;
+            }
+        }
+        Command::Eligible(eligible) => {
+            authority.handle(boot_now(), Input::Eligible(eligible), wire);
+        }
+        Command::Leave => authority.handle(boot_now(), Input::Leave, wire),
+        Command::SayGone => {
+            let message = Message::Gone { incarnation };
+            for pnn in authority.config().voters.iter() {
+                wire.transmit(pnn, &message, None);
+            }
+        }
+        Command::Stop => {}
+    }
+}
+
+fn publish(shared: &Shared, authority: &Authority) {
+    let status = authority.status(boot_now());
+    // Never wait for the main loop: what is missed now is published at the next turn.
+    if let Ok(mut slot) = shared.status.try_lock() {
+        let matters = significant(&slot, &status);
+        *slot = status;
+        drop(slot);
+        if matters {
+            shared.notify.notify_one();
+        }
+    }
+}

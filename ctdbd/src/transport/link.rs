@@ -1,0 +1,510 @@
+//! An established link: the queue of frames that leave, and the loop that moves frames.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use ctdb_wire::{
+    ids::{Incarnation, Pnn},
+    peer::{self, FrameError, PeerFrame},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::{Notify, mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
+};
+
+use super::{
+    LinkEvent,
+    crypt::{Crypt, CryptError, LENGTH, Nonce},
+    handshake::ping,
+};
+
+/// Most frames that wait for one peer.
+pub const MAX_QUEUED_FRAMES: usize = 1024;
+/// Most bytes that wait for one peer.
+pub const MAX_QUEUED_BYTES: usize = 8 << 20;
+/// Frames leave in writes of about this size, when several wait.
+const BATCH: usize = 128 * 1024;
+/// Bytes asked for in one read.
+const READ: usize = 64 * 1024;
+
+/// Why a link ended.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DownReason {
+    /// The peer closed the stream; proves nothing about its right (`authority.md` rule 19).
+    #[error("the peer closed the connection")]
+    Closed,
+    /// The peer left in order.
+    #[error("the peer said goodbye")]
+    Goodbye,
+    /// Nothing was received for the idle time-out.
+    #[error("nothing was received for {0:?}")]
+    Silent(Duration),
+    /// The system ended the connection.
+    #[error("the connection failed: {0}")]
+    Io(io::ErrorKind),
+    /// Frames for the peer piled up to a bound; they are state that is repeated on the next link.
+    #[error("more than {MAX_QUEUED_FRAMES} frames or {MAX_QUEUED_BYTES} bytes waited for the peer")]
+    QueueFull,
+    /// A newer connection of the same peer took its place.
+    #[error("replaced by a newer connection of the same peer")]
+    Replaced,
+    /// Bytes that are no frame.
+    #[error("{0}")]
+    Crypt(#[from] CryptError),
+    /// A frame that does not decode.
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    /// The node left the list, or changed its address.
+    #[error("the node is not in the nodes list any more")]
+    Removed,
+    /// [`TransportHandle::close`](super::TransportHandle::close).
+    #[error("closed by this node")]
+    Requested,
+    /// This daemon stops.
+    #[error("this node shuts down")]
+    Shutdown,
+}
+
+/// Byte and frame counts of the links with one peer.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Frames sent.
+    pub frames_out: AtomicU64,
+    /// Bytes sent.
+    pub bytes_out: AtomicU64,
+    /// Frames received.
+    pub frames_in: AtomicU64,
+    /// Bytes received.
+    pub bytes_in: AtomicU64,
+}
+
+/// Timing of links.
+#[derive(Clone, Copy, Debug)]
+pub struct Timings {
+    /// A handshake that takes longer is refused.
+    pub handshake: Duration,
+    /// A TCP connection that takes longer to open is given up.
+    pub connect: Duration,
+    /// Pause between two pings.
+    pub ping: Duration,
+    /// A link without a received byte for this long is closed.
+    pub idle: Duration,
+    /// First pause before dialing again; it doubles up to `backoff_max`.
+    pub backoff_min: Duration,
+    /// Longest pause before dialing again.
+    pub backoff_max: Duration,
+    /// How long a shutdown waits for its goodbyes to leave.
+    pub flush: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(2),
+            connect: Duration::from_secs(1),
+            ping: Duration::from_secs(1),
+            idle: Duration::from_secs(5),
+            backoff_min: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(1),
+            flush: Duration::from_secs(1),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    frames: VecDeque<Arc<[u8]>>,
+    bytes: usize,
+    /// No frame is taken any more; when the queue is empty the stream is closed.
+    finishing: bool,
+}
+
+/// The queue of one link, shared by those who send and the link's loop.
+#[derive(Debug)]
+pub struct Outgoing {
+    waiting: Mutex<Waiting>,
+    more: Notify,
+    closed: watch::Sender<Option<DownReason>>,
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self {
+            waiting: Mutex::default(),
+            more: Notify::new(),
+            closed: watch::Sender::new(None),
+        }
+    }
+}
+
+impl Outgoing {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues an encoded frame. At the bound the link is closed. False if it will not be sent.
+    pub fn push(&self, frame: Arc<[u8]>) -> bool {
+        let mut waiting = self.waiting();
+        if waiting.finishing || self.closed.borrow().is_some() {
+            return false;
+        }
+        if waiting.frames.len() >= MAX_QUEUED_FRAMES
+            || waiting.bytes + frame.len() > MAX_QUEUED_BYTES
+        {
+            drop(waiting);
+            self.close(DownReason::QueueFull);
+            return false;
+        }
+        waiting.bytes += frame.len();
+        waiting.frames.push_back(frame);
+        drop(waiting);
+        self.more.notify_one();
+        true
+    }
+
+    /// Frames and bytes that wait.
+    pub fn depth(&self) -> (usize, usize) {
+        let waiting = self.waiting();
+        (waiting.frames.len(), waiting.bytes)
+    }
+
+    /// Ends the link now; what waits is dropped. The first reason counts.
+    pub fn close(&self, reason: DownReason) {
+        self.closed.send_if_modified(|closed| {
+            let first = closed.is_none();
+            if first {
+                *closed = Some(reason);
+            }
+            first
+        });
+    }
+
+    /// Queues `last` and ends the link when everything has left.
+    pub fn finish(&self, last: Arc<[u8]>) {
+        let mut waiting = self.waiting();
+        waiting.bytes += last.len();
+        waiting.frames.push_back(last);
+        waiting.finishing = true;
+        drop(waiting);
+        self.more.notify_one();
+    }
+
+    /// The reason that it was closed for, if it was.
+    pub fn close_reason(&self) -> Option<DownReason> {
+        self.closed.borrow().clone()
+    }
+
+    /// Waits for [`Outgoing::close`].
+    pub async fn closed(&self) -> DownReason {
+        let mut receiver = self.closed.subscribe();
+        match receiver.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or(DownReason::Closed),
+            // The sender is in self.
+            Err(_) => DownReason::Closed,
+        }
+    }
+}
+
+/// What the loop of a link needs.
+pub struct Link {
+    /// The peer.
+    pub peer: Pnn,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Encryption.
+    pub crypt: Crypt,
+    /// Numbers of sent messages.
+    pub sent: Nonce,
+    /// Numbers of received messages.
+    pub received: Nonce,
+    /// Queue.
+    pub outgoing: Arc<Outgoing>,
+    /// Counters.
+    pub traffic: Arc<Traffic>,
+    /// Where frames go.
+    pub events: mpsc::Sender<LinkEvent>,
+    /// Timing.
+    pub timings: Timings,
+}
+
+impl Link {
+    /// Moves frames until the link ends, and says why it did.
+    pub async fn run<R, W>(self, reader: R, writer: W) -> DownReason
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let Self { crypt, outgoing, traffic, timings, .. } = &self;
+        let (sent, received) = (self.sent.clone(), self.received.clone());
+        // In random order: a busy receiver would use up the task's budget before each send.
+        tokio::select! {
+            reason = outgoing.closed() => reason,
+            reason = self.receive(reader, crypt, received) => reason,
+            reason = send(writer, crypt, sent, outgoing, traffic, *timings) => reason,
+        }
+    }
+
+    async fn receive<R>(&self, mut reader: R, crypt: &Crypt, mut nonce: Nonce) -> DownReason
+    where
+        R: AsyncRead + Unpin,
+    {
+        let mut buffer: Vec<u8> = Vec::with_capacity(READ);
+        let mut plain = Vec::new();
+        let mut needed = LENGTH;
+        loop {
+            // A frame's room is taken as its bytes arrive, at most doubling.
+            if buffer.capacity() - buffer.len() < READ / 4 {
+                buffer.reserve(READ);
+            }
+            match timeout(self.timings.idle, reader.read_buf(&mut buffer)).await {
+                Err(_) => return DownReason::Silent(self.timings.idle),
+                Ok(Err(error)) => return DownReason::Io(error.kind()),
+                Ok(Ok(0)) => return DownReason::Closed,
+                Ok(Ok(count)) => {
+                    self.traffic.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+                }
+            }
+            if buffer.len() < needed {
+                continue;
+            }
+            let mut at = 0;
+            loop {
+                let rest = &buffer[at..];
+                let Some((length, rest)) = rest.split_first_chunk::<LENGTH>() else {
+                    needed = LENGTH;
+                    break;
+                };
+                let length = match crypt.check_length(*length) {
+                    Ok(length) => length,
+                    Err(error) => return error.into(),
+                };
+                let Some(wire) = rest.get(..length) else {
+                    needed = LENGTH + length;
+                    break;
+                };
+                let frame = match crypt
+                    .open(&mut nonce, wire, &mut plain)
+                    .map_err(DownReason::from)
+                    .and_then(|bytes| peer::decode(bytes).map_err(DownReason::from))
+                {
+                    Ok(frame) => frame,
+                    Err(reason) => return reason,
+                };
+                at += LENGTH + length;
+                self.traffic.frames_in.fetch_add(1, Ordering::Relaxed);
+                if frame == PeerFrame::Ping {
+                    continue;
+                }
+                let goodbye = frame == PeerFrame::Goodbye;
+                let event =
+                    LinkEvent::Frame { pnn: self.peer, incarnation: self.incarnation, frame };
+                if self.events.send(event).await.is_err() {
+                    return DownReason::Shutdown;
+                }
+                if goodbye {
+                    return DownReason::Goodbye;
+                }
+            }
+            buffer.drain(..at);
+            if buffer.is_empty() && buffer.capacity() > 4 * READ {
+                buffer.shrink_to(READ);
+                plain = Vec::new();
+            }
+        }
+    }
+}
+
+async fn send<W>(
+    mut writer: W,
+    crypt: &Crypt,
+    mut nonce: Nonce,
+    outgoing: &Outgoing,
+    traffic: &Traffic,
+    timings: Timings,
+) -> DownReason
+where
+    W: AsyncWrite + Unpin,
+{
+    let ping = ping();
+    let mut pings = interval_at(Instant::now() + timings.ping, timings.ping);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut batch = Vec::new();
+    let mut wire = Vec::new();
+    loop {
+        let finishing = {
+            let mut waiting = outgoing.waiting();
+            let mut bytes = 0;
+            while bytes < BATCH
+                && let Some(frame) = waiting.frames.pop_front()
+            {
+                bytes += frame.len();
+                waiting.bytes -= frame.len();
+                batch.push(frame);
+            }
+            waiting.finishing
+        };
+        if batch.is_empty() && finishing {
+            // The peer closes when it has read the goodbye; that ends the receiving loop. Closing
+            // first could reset the connection under it.
+            let _ = writer.shutdown().await;
+            tokio::time::sleep(timings.flush).await;
+            return DownReason::Shutdown;
+        }
+        let mut frames = batch.len() as u64;
+        if batch.is_empty() {
+            tokio::select! {
+                () = outgoing.more.notified() => continue,
+                _ = pings.tick() => {
+                    crypt.append(&mut nonce, &ping, &mut wire);
+                    frames = 1;
+                }
+            }
+        }
+        for frame in batch.drain(..) {
+            crypt.append(&mut nonce, &frame, &mut wire);
+        }
+        if let Err(error) = writer.write_all(&wire).await {
+            return DownReason::Io(error.kind());
+        }
+        traffic.frames_out.fetch_add(frames, Ordering::Relaxed);
+        traffic.bytes_out.fetch_add(wire.len() as u64, Ordering::Relaxed);
+        wire.clear();
+        wire.shrink_to(2 * BATCH);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::crypt::tests::ends, *};
+    use ctdb_wire::peer::{HolderState, MAX_FRAME};
+    use tokio::io::{DuplexStream, duplex, split};
+
+    fn frame(bytes: usize) -> Arc<[u8]> {
+        vec![0; bytes].into()
+    }
+
+    #[test]
+    fn the_queue_closes_the_link_at_either_bound() {
+        let queue = Outgoing::default();
+        for _ in 0..MAX_QUEUED_FRAMES {
+            assert!(queue.push(frame(1)));
+        }
+        assert_eq!(queue.depth(), (MAX_QUEUED_FRAMES, MAX_QUEUED_FRAMES));
+        assert!(!queue.push(frame(1)));
+        assert_eq!(queue.close_reason(), Some(DownReason::QueueFull));
+
+        let queue = Outgoing::default();
+        for _ in 0..MAX_QUEUED_BYTES / MAX_FRAME {
+            assert!(queue.push(frame(MAX_FRAME)));
+        }
+        assert!(!queue.push(frame(1)));
+        queue.close(DownReason::Replaced);
+        assert_eq!(queue.close_reason(), Some(DownReason::QueueFull), "the first reason counts");
+        assert!(!queue.push(frame(1)));
+    }
+
+    struct End {
+        outgoing: Arc<Outgoing>,
+        events: mpsc::Receiver<LinkEvent>,
+        task: tokio::task::JoinHandle<DownReason>,
+    }
+
+    fn start(stream: DuplexStream, crypt: Crypt, timings: Timings) -> End {
+        let (sender, events) = mpsc::channel(4);
+        let outgoing = Arc::new(Outgoing::default());
+        let link = Link {
+            peer: Pnn::new(1).unwrap(),
+            incarnation: Incarnation(1),
+            crypt,
+            sent: Nonce::default(),
+            received: Nonce::default(),
+            outgoing: Arc::clone(&outgoing),
+            traffic: Arc::default(),
+            events: sender,
+            timings,
+        };
+        let (reader, writer) = split(stream);
+        End { outgoing, events, task: tokio::spawn(link.run(reader, writer)) }
+    }
+
+    fn encoded(frame: &PeerFrame) -> Arc<[u8]> {
+        peer::encode(frame).unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn frames_arrive_in_order_and_goodbye_ends_both_sides() {
+        let (a, b) = duplex(1000);
+        let (crypt_a, crypt_b) = ends();
+        let a = start(a, crypt_a, Timings::default());
+        let mut b = start(b, crypt_b, Timings::default());
+        let big = PeerFrame::State(HolderState {
+            failed: vec![("10.0.0.1".parse().unwrap(), "x".repeat(200_000))],
+            ..HolderState::default()
+        });
+        let frames = [PeerFrame::State(HolderState::default()), big];
+        for frame in &frames {
+            assert!(a.outgoing.push(encoded(frame)));
+        }
+        a.outgoing.finish(encoded(&PeerFrame::Goodbye));
+        assert!(!a.outgoing.push(frame(1)));
+        for expected in frames.into_iter().chain([PeerFrame::Goodbye]) {
+            let Some(LinkEvent::Frame { frame, .. }) = b.events.recv().await else {
+                panic!("no frame");
+            };
+            assert!(frame == expected);
+        }
+        assert_eq!(b.task.await.unwrap(), DownReason::Goodbye);
+        assert_eq!(a.task.await.unwrap(), DownReason::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_keep_a_link_and_silence_ends_it() {
+        let (a, b) = duplex(1000);
+        let (crypt_a, crypt_b) = ends();
+        let a = start(a, crypt_a, Timings::default());
+        let b = start(b, crypt_b, Timings::default());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!a.task.is_finished() && !b.task.is_finished());
+        a.outgoing.close(DownReason::Requested);
+        assert_eq!(a.task.await.unwrap(), DownReason::Requested);
+        assert_eq!(b.task.await.unwrap(), DownReason::Closed);
+
+        let (a, _kept_open) = duplex(1000);
+        let a = start(a, ends().0, Timings::default());
+        assert_eq!(a.task.await.unwrap(), DownReason::Silent(Duration::from_secs(5)));
+    }
+
+    #[tokio::test]
+    async fn an_endless_frame_ends_the_link_before_it_is_taken_in() {
+        let (a, mut raw) = duplex(1000);
+        let a = start(a, ends().0, Timings::default());
+        raw.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+        assert_eq!(a.task.await.unwrap(), DownReason::Crypt(CryptError::Length(u32::MAX)));
+
+        let (a, mut raw) = duplex(1000);
+        let a = start(a, Crypt::Plain, Timings::default());
+        raw.write_all(&[3, 0, 0, 0, 0xff, 0xff, 0xff]).await.unwrap();
+        assert!(matches!(a.task.await.unwrap(), DownReason::Frame(_)));
+    }
+
+    #[tokio::test]
+    async fn a_truncated_frame_is_not_delivered() {
+        let (a, mut raw) = duplex(1000);
+        let (crypt_a, crypt_b) = ends();
+        let mut a = start(a, crypt_a, Timings::default());
+        let mut wire = Vec::new();
+        crypt_b.append(&mut Nonce::default(), &encoded(&PeerFrame::Goodbye), &mut wire);
+        raw.write_all(&wire[..wire.len() - 1]).await.unwrap();
+        drop(raw);
+        assert_eq!(a.task.await.unwrap(), DownReason::Closed);
+        assert!(a.events.recv().await.is_none());
+    }
+}

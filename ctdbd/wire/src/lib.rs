@@ -1,0 +1,11 @@
+//! Codecs and shared identifiers of the cluster's protocols: pure, no I/O.
+//!
+//! * [`ids`]: node numbers, incarnations, terms, epochs, node flags: the newtypes of the house.
+//! * [`heartbeat`]: the datagrams of the liveness path, fixed layout, no allocation.
+//! * [`peer`]: the frames of the encrypted stream between two nodes.
+//! * [`api`]: the JSON shapes of the HTTP API, shared by daemon and command line.
+#![forbid(unsafe_code)]
+
+pub mod heartbeat;
+pub mod ids;
+pub mod peer;
