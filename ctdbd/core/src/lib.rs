@@ -5,6 +5,7 @@
 //! the simulator are two shells around the same code.
 #![forbid(unsafe_code)]
 
+pub mod allocation;
 pub mod authority;
 pub mod coordinator;
 pub mod holder;

@@ -6,6 +6,7 @@
 //! * [`api`]: the JSON shapes of the HTTP API, shared by daemon and command line.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod heartbeat;
 pub mod ids;
 pub mod peer;

@@ -4,7 +4,7 @@
 //! the whole frame by [`MAX_FRAME`]; [`decode`] refuses anything beyond, so a peer cannot make us
 //! allocate without bound (DATA-4).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,9 @@ pub const MAX_FRAME: usize = 1 << 20;
 
 /// Most interfaces per address and per node that travel.
 pub const MAX_INTERFACES: usize = 64;
+
+/// Most heartbeat addresses of a node.
+pub const MAX_PATHS: usize = 4;
 
 /// Longest free text (reasons, errors, JSON of one operation) in a frame, in bytes.
 pub const MAX_TEXT: usize = 256 * 1024;
@@ -73,9 +76,8 @@ pub struct NodeInfo {
     pub started_at: i64,
     /// Release, as `ctdb version` prints it.
     pub release: String,
-    /// Tunables that concern allocation, which the leader uses as its own
-    /// (`spec/cluster.md` 3.6); of the leader's node alone they count.
-    pub takeover_disabled: bool,
+    /// Where heartbeats reach it, the private address first; at most [`MAX_PATHS`].
+    pub paths: Vec<SocketAddr>,
 }
 
 /// Capabilities of a node (`spec/cluster.md` 2.2).
@@ -257,6 +259,7 @@ fn check(frame: &PeerFrame) -> Result<(), FrameError> {
             bound("interfaces", info.interfaces.len(), MAX_INTERFACES)?;
             bound("reason", info.reason.len(), MAX_TEXT)?;
             bound("release", info.release.len(), 256)?;
+            bound("paths", info.paths.len(), MAX_PATHS)?;
             for address in &info.addresses {
                 bound(
                     "interfaces of an address",

@@ -1,0 +1,398 @@
+//! The JSON of the HTTP API over Unix sockets (`design.md` section 5), shared by the daemon and
+//! the command line.
+//!
+//! All times are seconds since 1970 (UTC, fractions kept) unless a name says `_ms`. What a field
+//! means is the same on every path; `GET /v1/openapi.json` describes the paths.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{NodeFlags, RunState};
+
+/// Longest request body, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// `GET /v1/status`: the whole state as one node sees it. Every other read is a part of it.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The node that answers.
+    pub node: u32,
+    /// `ctdb version`.
+    pub release: String,
+    /// Process number of its daemon.
+    pub pid: u32,
+    /// Its run state.
+    pub run_state: RunState,
+    /// When its daemon started.
+    pub started_at: f64,
+    /// Its wall clock now.
+    pub now: f64,
+    /// Changes with every recovery; `None` before the first.
+    pub generation: Option<u32>,
+    /// Location masters by hash.
+    pub vnn_map: Vec<u32>,
+    /// 0 NORMAL, 1 RECOVERY.
+    pub recovery_mode: u32,
+    /// The leader that it follows or is.
+    pub leader: Option<u32>,
+    /// Number of that leader's term.
+    pub term: Option<u64>,
+    /// Start and end of the last recovery or failover.
+    pub last_recovery: Option<(f64, f64)>,
+    /// Its right to serve.
+    pub right: RightView,
+    /// Every entry of the nodes list, deleted ones included.
+    pub nodes: Vec<NodeView>,
+    /// Every public address that any reachable node names, in the order in which they are shown.
+    pub addresses: Vec<AddressView>,
+    /// Interfaces of this node that public addresses name.
+    pub interfaces: Vec<InterfaceView>,
+    /// Its capabilities.
+    pub capabilities: crate::peer::Capabilities,
+    /// Cluster lock as configured.
+    pub cluster_lock: Option<String>,
+    /// Log level, as CTDB names them.
+    pub log_level: String,
+    /// Clients connected to the client socket.
+    pub clients: u32,
+    /// Where addresses are handled: `builtin` or `script`.
+    pub addresses_by: String,
+}
+
+/// A node's right to serve.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct RightView {
+    /// Whether it is held.
+    pub held: bool,
+    /// Which right of this daemon's life, from 1.
+    pub epoch: u32,
+    /// How long it lasts without a further answer.
+    pub remaining_ms: u64,
+    /// How many nodes must answer.
+    pub quorum: u32,
+    /// How many configured nodes answer now, this one included.
+    pub answering: u32,
+}
+
+/// One entry of the nodes list.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its number.
+    pub pnn: u32,
+    /// Its address in the nodes list.
+    pub address: String,
+    /// Flags of `spec/cluster.md` 2.1; UNKNOWN is 64.
+    pub flags: NodeFlags,
+    /// The flags as `ctdb status` prints them.
+    pub flags_text: String,
+    /// The node that answers.
+    pub this_node: bool,
+    /// Its link to the answering node is up.
+    pub linked: bool,
+    /// Since its last heartbeat; `None` if it was never heard.
+    pub heard_ms: Option<u64>,
+    /// Silent for several heartbeats.
+    pub suspected: bool,
+    /// The leader has it answered no more.
+    pub evicted: bool,
+    /// It says that it holds a right.
+    pub has_right: bool,
+    /// Its run state.
+    pub run_state: RunState,
+    /// Its release.
+    pub release: String,
+    /// Its capabilities.
+    pub capabilities: crate::peer::Capabilities,
+    /// Why it is banned, stopped, disabled or unhealthy.
+    pub reason: String,
+    /// When its daemon started.
+    pub started_at: f64,
+}
+
+/// One public address.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AddressView {
+    /// The address.
+    pub address: IpAddr,
+    /// With its prefix length.
+    pub net: IpNet,
+    /// Who hosts it, as the leader says; `None` while unhosted or on its way.
+    pub owner: Option<u32>,
+    /// What the answering node does with it.
+    pub here: Hold,
+    /// The answering node's file names it.
+    pub known_here: bool,
+    /// Interfaces of the answering node's file.
+    pub interfaces: Vec<String>,
+    /// Those of them whose link is up.
+    pub available: Vec<String>,
+    /// The interface that carries it here.
+    pub active: Option<String>,
+    /// For each node that names it: its interfaces.
+    pub nodes: BTreeMap<u32, AddressOnNode>,
+}
+
+/// A public address on one node.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct AddressOnNode {
+    /// Configured interfaces.
+    pub interfaces: Vec<String>,
+    /// The interface that carries it there.
+    pub active: Option<String>,
+    /// That node could host it now.
+    pub available: bool,
+    /// It says itself that it hosts it.
+    pub hosts: bool,
+}
+
+/// What a node does with a public address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hold {
+    /// Nothing.
+    #[default]
+    None,
+    /// It takes it over.
+    Taking,
+    /// It serves it.
+    Held,
+    /// It is silent and lets go.
+    Releasing,
+}
+
+/// One interface of the answering node.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct InterfaceView {
+    /// Name.
+    pub name: String,
+    /// Link up, and not set down by the operator.
+    pub up: bool,
+    /// Addresses hosted on it.
+    pub references: u32,
+    /// Why it is down.
+    pub reason: String,
+}
+
+/// `GET /v1/cluster/leader`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct LeaderView {
+    /// The leader, if one is known.
+    pub leader: Option<u32>,
+    /// Its term.
+    pub term: Option<u64>,
+    /// The answering node is the leader and acts.
+    pub acting: bool,
+    /// The leader's books: for each node what is known of it. Empty on other nodes.
+    pub books: Vec<BookView>,
+    /// Every order was carried out (of the leader's answer only).
+    pub settled: bool,
+}
+
+/// What the leader knows of one host (`authority.md` rule 18).
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct BookView {
+    /// The node.
+    pub node: u32,
+    /// `unknown`, `known` or `dead`.
+    pub know: String,
+    /// Addresses that it may hold.
+    pub may_hold: u32,
+}
+
+/// `GET /v1/cluster/history`: one record of why and how long (OPS-1), newest last.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct HistoryRecord {
+    /// When.
+    pub at: f64,
+    /// `leader`, `right`, `node`, `takeover`, `release`, `ban` ...
+    pub kind: String,
+    /// The node that it is about.
+    pub node: Option<u32>,
+    /// One line.
+    pub text: String,
+    /// Addresses concerned, at most the first 16.
+    pub addresses: Vec<IpAddr>,
+    /// Phases with their length in milliseconds.
+    pub phases: Vec<(String, f64)>,
+}
+
+/// `GET /v1/ips/plan`: what a takeover run would do now.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct PlanView {
+    /// Addresses that would change their node.
+    pub moves: Vec<PlannedMove>,
+    /// Addresses that nobody can host.
+    pub unhosted: Vec<IpAddr>,
+    /// Addresses that stay.
+    pub unchanged: u32,
+    /// `NoIPTakeover` and the like.
+    pub notes: Vec<String>,
+}
+
+/// One line of a plan.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PlannedMove {
+    /// The address.
+    pub address: IpAddr,
+    /// Where it is.
+    pub from: Option<u32>,
+    /// Where it would go.
+    pub to: Option<u32>,
+    /// Why.
+    pub reason: String,
+}
+
+/// `GET /v1/ips/{address}/why`: why an address is where it is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WhyView {
+    /// The address.
+    pub address: IpAddr,
+    /// Who hosts it.
+    pub owner: Option<u32>,
+    /// Where the leader wants it.
+    pub wanted: Option<u32>,
+    /// Nodes that may still hold it.
+    pub may_hold: Vec<u32>,
+    /// For each node of the list: why it can host it, or why not.
+    pub nodes: BTreeMap<u32, String>,
+    /// Why it is hosted there, or nowhere, in one line.
+    pub reason: String,
+}
+
+/// What a client asks the daemon to change, and reads that are computed in the main loop.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// `POST /v1/nodes/{pnn}/{verb}`; arrives at the node that it is about.
+    Node {
+        /// What to do.
+        verb: NodeVerb,
+        /// `ban`: for how many seconds.
+        seconds: Option<u32>,
+        /// Shown as the node's reason.
+        reason: Option<String>,
+    },
+    /// `POST /v1/ips/move`; arrives at the leader.
+    Move {
+        /// What.
+        address: IpAddr,
+        /// Where to.
+        to: u32,
+    },
+    /// `POST /v1/ips/reallocate`; arrives at the leader; answered when all orders are carried out.
+    Reallocate,
+    /// `POST /v1/ips/reload`: read the public addresses file again.
+    ReloadAddresses,
+    /// `POST /v1/ips/announce`: gratuitous ARP or neighbour advertisements for held addresses.
+    Announce {
+        /// One address, or all that this node holds.
+        address: Option<IpAddr>,
+    },
+    /// `POST /v1/interfaces/{name}/link`.
+    InterfaceLink {
+        /// Its name.
+        name: String,
+        /// What to take its link for.
+        up: bool,
+    },
+    /// `POST /v1/log/level`.
+    LogLevel {
+        /// `ERROR`, `WARNING`, `NOTICE`, `INFO` or `DEBUG`.
+        level: String,
+    },
+    /// `GET /v1/cluster/leader`; arrives at the leader where there is one.
+    Leader,
+    /// `GET /v1/cluster/history`.
+    History,
+    /// `GET /v1/ips/plan`; arrives at the leader.
+    Plan,
+    /// `GET /v1/ips/{address}/why`; arrives at the leader.
+    Why {
+        /// The address.
+        address: IpAddr,
+    },
+    /// `POST /v1/capabilities`: roles at run time; `None` leaves one as it is.
+    Capabilities {
+        /// May lead.
+        leader: Option<bool>,
+        /// May be location master.
+        lmaster: Option<bool>,
+    },
+}
+
+impl Action {
+    /// Where the action has to arrive.
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::Move { .. } | Self::Reallocate | Self::Leader | Self::Plan | Self::Why { .. } => {
+                Scope::Leader
+            }
+            _ => Scope::Node,
+        }
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_read(&self) -> bool {
+        matches!(self, Self::Leader | Self::History | Self::Plan | Self::Why { .. })
+    }
+}
+
+/// Who carries out an [`Action`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// The node that is asked.
+    Node,
+    /// The leader; any node passes it on.
+    Leader,
+}
+
+/// Verbs of `POST /v1/nodes/{pnn}/{verb}`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeVerb {
+    /// Give its addresses away and take no new ones.
+    Disable,
+    /// The reverse.
+    Enable,
+    /// Leave the cluster's work until `start`.
+    Stop,
+    /// The reverse (`continue` of the old tool).
+    Start,
+    /// As `stop`, for a limited time.
+    Ban,
+    /// The reverse.
+    Unban,
+    /// End its daemon, gracefully.
+    Shutdown,
+}
+
+/// The answer to an action that changes something.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Done {
+    /// False if the state was already as asked.
+    pub changed: bool,
+    /// What was done, in one line.
+    pub message: String,
+}
+
+/// The body of every answer that is not a success (OPS-2).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: u16,
+    /// Stable word, such as `no_leader`.
+    pub code: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl ApiError {
+    /// An error with its HTTP status, its word and its text.
+    pub fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
+        Self { status, code: code.to_owned(), message: message.into() }
+    }
+}
