@@ -10,4 +10,5 @@ pub mod authority;
 pub mod coordinator;
 pub mod holder;
 pub mod leader;
+pub mod local;
 pub mod planted;
