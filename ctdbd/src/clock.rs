@@ -9,9 +9,9 @@ pub fn boot_now() -> BootTime {
     BootTime(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
 }
 
-/// Seconds since 1970.
-pub fn wall_seconds() -> i64 {
+/// Seconds since 1970, with fractions.
+pub fn wall_now() -> f64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as i64)
+        .map_or(0.0, |since| since.as_secs_f64())
 }

@@ -1,4 +1,19 @@
-//! Placeholder.
+//! The node daemon `ctdbd` and the command line `ctdb`: the shell around the pure cores.
+//!
+//! Rooms: [`transport`] (links to the other nodes), [`liveness`] (the detector thread),
+//! [`failover`] (addresses on this host), [`guard`] (what happens when the daemon dies),
+//! [`api`] (HTTP over Unix sockets), [`cli`] (the command line), [`config`], [`process`],
+//! [`log`], and [`daemon`], which puts them together.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod failover;
+pub mod guard;
+pub mod liveness;
+pub mod log;
+pub mod process;
 pub mod transport;

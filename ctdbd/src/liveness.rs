@@ -120,9 +120,6 @@ pub enum LivenessError {
     /// Thread, event descriptor.
     #[error("cannot start the detector thread: {0}")]
     Start(std::io::Error),
-    /// Its queue is full: the detector does not run.
-    #[error("the detector does not take commands")]
-    Busy,
 }
 
 impl Detector {
@@ -155,15 +152,15 @@ impl Detector {
         Ok(Self { shared, commands, wake, thread: Some(thread) })
     }
 
-    /// Gives a command; refused if the detector does not drain its queue.
-    pub fn command(&self, command: Command) -> Result<(), LivenessError> {
+    /// Gives a command; handed back if the detector does not drain its queue.
+    pub fn command(&self, command: Command) -> Result<(), Command> {
         match self.commands.try_send(command) {
             Ok(()) => {
                 // A full counter wakes as well; an error can only be that.
                 let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
                 Ok(())
             }
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(LivenessError::Busy),
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
         }
     }
 

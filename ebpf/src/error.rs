@@ -59,7 +59,7 @@ pub enum Error {
         /// How many fit.
         limit: usize,
     },
-    /// Slot 0 never moves, and there are [`crate::SLOTS`].
+    /// Slot 0 never moves, and there are [`crate::lease::SLOTS`].
     #[error("lease slot {0} does not exist; slots are 1 to 4095")]
     BadSlot(u32),
     /// The interface is gone, has another number by now, or is the loopback.
@@ -75,24 +75,21 @@ pub enum Error {
     /// The inherited file is not the page that the daemon made.
     #[error("the guard's inherited file is not a death-watch page of this version: {0}")]
     NotAPage(&'static str),
-    /// More peers than the page holds.
-    #[error("peer {0} does not exist; the death-watch page holds 64")]
-    BadPeer(usize),
     /// A robust mutex is in a state from which it cannot be taken.
     #[error("holding the daemon's life mutex: {0}")]
     Mutex(io::Error),
 }
 
 impl Error {
-    pub(crate) fn last(doing: &'static str, object: impl Into<String>) -> Self {
-        Self::system(doing, object, io::Error::last_os_error())
-    }
-
     pub(crate) fn system(
         doing: &'static str,
         object: impl Into<String>,
         source: io::Error,
     ) -> Self {
-        Self::System { doing, object: object.into(), source }
+        Self::System {
+            doing,
+            object: object.into(),
+            source,
+        }
     }
 }

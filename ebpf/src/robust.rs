@@ -54,7 +54,11 @@ pub(crate) struct Holding {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(result))
+    }
 }
 
 impl RobustMutex {
@@ -76,8 +80,14 @@ impl RobustMutex {
         unsafe {
             check(libc::pthread_mutexattr_init(attributes.as_mut_ptr()))?;
             let attributes = attributes.assume_init_mut();
-            check(libc::pthread_mutexattr_setpshared(attributes, libc::PTHREAD_PROCESS_SHARED))?;
-            check(libc::pthread_mutexattr_setrobust(attributes, libc::PTHREAD_MUTEX_ROBUST))?;
+            check(libc::pthread_mutexattr_setpshared(
+                attributes,
+                libc::PTHREAD_PROCESS_SHARED,
+            ))?;
+            check(libc::pthread_mutexattr_setrobust(
+                attributes,
+                libc::PTHREAD_MUTEX_ROBUST,
+            ))?;
             let result = check(libc::pthread_mutex_init(self.pointer(), attributes));
             libc::pthread_mutexattr_destroy(attributes);
             result
@@ -97,7 +107,10 @@ impl RobustMutex {
             }
             error => return Err(io::Error::from_raw_os_error(error)),
         }
-        Ok(Holding { mutex: ManuallyDrop::new(self.clone()), not_send: PhantomData })
+        Ok(Holding {
+            mutex: ManuallyDrop::new(self.clone()),
+            not_send: PhantomData,
+        })
     }
 
     /// Waits until its holder is gone, and lets it go at once. After a death it stays unusable.
@@ -137,7 +150,10 @@ impl Holding {
 
 /// `pthread_mutex_timedlock` wants the wall clock; a step of it only moves the time-out.
 fn wall_clock_after(timeout: Duration) -> libc::timespec {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: a struct of the right type.
     unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now) };
     let nanos = now.tv_nsec + libc::c_long::from(timeout.subsec_nanos());

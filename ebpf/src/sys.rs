@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io, mem,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -32,7 +32,7 @@ pub(crate) const TCX_INGRESS: u32 = 46;
 pub(crate) const TCX_EGRESS: u32 = 47;
 /// Ahead of all others: a program before ours could end the chain.
 const BPF_F_BEFORE: u32 = 1 << 3;
-const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+const BPF_FS_MAGIC: libc::__fsword_t = 0xcafe_4a11;
 /// More programs on one hook than the kernel allows (64).
 const MAX_PROGRAMS: usize = 64;
 
@@ -44,7 +44,11 @@ unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long
     // SAFETY: `attr` is as large as said; the rest is the caller's promise.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), size_of::<A>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// # Safety
@@ -75,14 +79,22 @@ struct ObjAttr {
 
 pub(crate) fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut attr = ObjAttr { path: path.as_ptr().addr() as u64, fd: raw(fd), flags: 0 };
+    let mut attr = ObjAttr {
+        path: path.as_ptr().addr() as u64,
+        fd: raw(fd),
+        flags: 0,
+    };
     // SAFETY: the path is a C string that outlives the call.
     unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
 
 pub(crate) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let mut attr = ObjAttr { path: path.as_ptr().addr() as u64, fd: 0, flags: 0 };
+    let mut attr = ObjAttr {
+        path: path.as_ptr().addr() as u64,
+        fd: 0,
+        flags: 0,
+    };
     // SAFETY: as above.
     unsafe { bpf_fd(OBJ_GET, &mut attr) }
 }
@@ -141,6 +153,13 @@ pub(crate) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
 pub(crate) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     // SAFETY: laid out so.
     unsafe { info(fd) }
+}
+
+/// The number of a program.
+pub(crate) fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: `struct bpf_prog_info` starts with type and number.
+    let [_, id] = unsafe { info::<[u32; 2]>(fd)? };
+    Ok(id)
 }
 
 #[repr(C)]
@@ -266,19 +285,30 @@ impl<'a, K: Plain, V: Plain> MapRef<'a, K, V> {
     pub(crate) fn new(fd: BorrowedFd<'a>) -> io::Result<Option<Self>> {
         let info = map_info(fd)?;
         let plain = info.kind == 1 || info.kind == 2;
-        let fits = info.key_size as usize == size_of::<K>()
-            && info.value_size as usize == size_of::<V>();
-        Ok((plain && fits).then_some(Self { fd, types: std::marker::PhantomData }))
+        let fits =
+            info.key_size as usize == size_of::<K>() && info.value_size as usize == size_of::<V>();
+        Ok((plain && fits).then_some(Self {
+            fd,
+            types: std::marker::PhantomData,
+        }))
     }
 
-    fn elem(&self, key: u64, value: u64) -> ElemAttr {
-        ElemAttr { map: raw(self.fd), padding: 0, key, value, flags: 0 }
+    fn elem(self, key: u64, value: u64) -> ElemAttr {
+        ElemAttr {
+            map: raw(self.fd),
+            padding: 0,
+            key,
+            value,
+            flags: 0,
+        }
     }
 
-    pub(crate) fn get(&self, key: &K) -> io::Result<Option<V>> {
+    pub(crate) fn get(self, key: &K) -> io::Result<Option<V>> {
         let mut value = V::default();
-        let mut attr =
-            self.elem(address(key), ptr::from_mut(&mut value).expose_provenance() as u64);
+        let mut attr = self.elem(
+            address(key),
+            ptr::from_mut(&mut value).expose_provenance() as u64,
+        );
         // SAFETY: key and value have the map's sizes.
         match unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) } {
             Ok(_) => Ok(Some(value)),
@@ -287,13 +317,13 @@ impl<'a, K: Plain, V: Plain> MapRef<'a, K, V> {
         }
     }
 
-    fn set(&self, key: &K, value: &V) -> io::Result<()> {
+    fn set(self, key: &K, value: &V) -> io::Result<()> {
         let mut attr = self.elem(address(key), address(value));
         // SAFETY: as above.
         unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
     }
 
-    fn remove(&self, key: &K) -> io::Result<()> {
+    fn remove(self, key: &K) -> io::Result<()> {
         let mut attr = self.elem(address(key), 0);
         // SAFETY: as above.
         match unsafe { bpf(MAP_DELETE_ELEM, &mut attr) } {
@@ -303,13 +333,12 @@ impl<'a, K: Plain, V: Plain> MapRef<'a, K, V> {
     }
 
     /// All keys. Nobody else may write meanwhile.
-    pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
+    pub(crate) fn keys(self) -> io::Result<Vec<K>> {
         let mut keys: Vec<K> = Vec::new();
         loop {
             let mut next = K::default();
             let after = keys.last().map_or(0, address);
-            let mut attr =
-                self.elem(after, ptr::from_mut(&mut next).expose_provenance() as u64);
+            let mut attr = self.elem(after, ptr::from_mut(&mut next).expose_provenance() as u64);
             // SAFETY: both keys have the map's size; 0 asks for the first.
             match unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr) } {
                 Ok(_) => keys.push(next),
@@ -320,7 +349,7 @@ impl<'a, K: Plain, V: Plain> MapRef<'a, K, V> {
     }
 
     /// Writes all pairs, in one call where the kernel can.
-    pub(crate) fn set_all(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+    pub(crate) fn set_all(self, keys: &[K], values: &[V]) -> io::Result<()> {
         let count = keys.len().min(values.len());
         if count > 1 {
             match self.batch(MAP_UPDATE_BATCH, keys, address(&values[0]), count) {
@@ -328,11 +357,13 @@ impl<'a, K: Plain, V: Plain> MapRef<'a, K, V> {
                 result => return result,
             }
         }
-        keys.iter().zip(values).try_for_each(|(key, value)| self.set(key, value))
+        keys.iter()
+            .zip(values)
+            .try_for_each(|(key, value)| self.set(key, value))
     }
 
     /// Removes all keys; those that are not there are none.
-    pub(crate) fn remove_all(&self, keys: &[K]) -> io::Result<()> {
+    pub(crate) fn remove_all(self, keys: &[K]) -> io::Result<()> {
         // The batch stops at a missing key; one by one does not.
         if keys.len() > 1 && self.batch(MAP_DELETE_BATCH, keys, 0, keys.len()).is_ok() {
             return Ok(());
@@ -340,7 +371,7 @@ impl<'a, K: Plain, V: Plain> MapRef<'a, K, V> {
         keys.iter().try_for_each(|key| self.remove(key))
     }
 
-    fn batch(&self, command: libc::c_long, keys: &[K], values: u64, count: usize) -> io::Result<()> {
+    fn batch(self, command: libc::c_long, keys: &[K], values: u64, count: usize) -> io::Result<()> {
         let mut attr = BatchAttr {
             in_batch: 0,
             out_batch: 0,
@@ -359,7 +390,10 @@ impl<'a, K: Plain, V: Plain> MapRef<'a, K, V> {
 
 fn no_batch(error: &io::Error) -> bool {
     // ENOTSUPP of the kernel's own numbering, and what kernels before 5.6 say.
-    matches!(error.raw_os_error(), Some(524 | libc::EOPNOTSUPP | libc::EINVAL))
+    matches!(
+        error.raw_os_error(),
+        Some(524 | libc::EOPNOTSUPP | libc::EINVAL)
+    )
 }
 
 #[repr(C)]
@@ -413,7 +447,10 @@ impl Mapping {
     /// `T` is made of atomics and `UnsafeCell`s only, is valid for every byte pattern, and is
     /// aligned to at most a page. Panics if it is larger than the mapping.
     pub(crate) unsafe fn cast<T>(&self) -> &T {
-        assert!(size_of::<T>() <= self.len, "the mapping was made for this type");
+        assert!(
+            size_of::<T>() <= self.len,
+            "the mapping was made for this type"
+        );
         // SAFETY: within the mapping, page aligned; others only write through atomics.
         unsafe { self.start.cast::<T>().as_ref() }
     }
@@ -434,8 +471,7 @@ pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // The field's type differs between architectures; the magic has 32 bits.
-    Ok(stat.f_type as u32 == BPF_FS_MAGIC)
+    Ok(stat.f_type == BPF_FS_MAGIC)
 }
 
 /// Mounts a bpffs that only root may enter; `source` is what `mountinfo` will show.
@@ -452,23 +488,33 @@ pub(crate) fn mount_bpffs(source: &str, path: &Path) -> io::Result<()> {
             c"mode=0700".as_ptr().cast(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     // SAFETY: a C string.
     let result = unsafe { libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
-/// The number of an interface of this network namespace.
-pub(crate) fn ifindex(name: &str) -> io::Result<u32> {
-    let name = CString::new(name).map_err(io::Error::other)?;
-    // SAFETY: a C string.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
-        index => Ok(index),
+/// The name of an interface of this network namespace.
+pub(crate) fn interface_name(ifindex: u32) -> io::Result<String> {
+    let mut name: [libc::c_char; libc::IF_NAMESIZE] = [0; libc::IF_NAMESIZE];
+    // SAFETY: as much room as this call wants; it ends the name with a zero.
+    unsafe {
+        if libc::if_indextoname(ifindex, name.as_mut_ptr()).is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned())
     }
 }
 
@@ -480,7 +526,7 @@ pub(crate) fn hardware_type(name: &str) -> io::Result<u16> {
         return Err(io::Error::from_raw_os_error(libc::ENODEV));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
@@ -497,37 +543,23 @@ pub(crate) fn hardware_type(name: &str) -> io::Result<u16> {
     Ok(unsafe { request.ifr_ifru.ifru_hwaddr.sa_family })
 }
 
-/// Names and numbers of all interfaces of this network namespace.
-pub(crate) fn interfaces() -> io::Result<Vec<(u32, String)>> {
-    let mut found = Vec::new();
-    // SAFETY: an array that ends with index 0, freed below.
-    unsafe {
-        let list = libc::if_nameindex();
-        if list.is_null() {
-            return Err(io::Error::last_os_error());
-        }
-        let mut entry = list;
-        while (*entry).if_index != 0 {
-            let name = std::ffi::CStr::from_ptr((*entry).if_name).to_string_lossy().into_owned();
-            found.push(((*entry).if_index, name));
-            entry = entry.add(1);
-        }
-        libc::if_freenameindex(list);
-    }
-    Ok(found)
-}
-
 /// Kernels before 5.11 count maps against this limit; raising it may be refused, and then the
 /// load tells.
 pub(crate) fn raise_memlock() {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
     // SAFETY: a struct of the right type.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }
 
 /// Nanoseconds of the boot-time clock: what deadlines are compared with.
 pub fn boot_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: a struct of the right type. It cannot fail for a clock that every kernel has.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
@@ -537,7 +569,10 @@ pub fn boot_ns() -> u64 {
 pub(crate) fn sealed_memory(len: usize) -> io::Result<OwnedFd> {
     // SAFETY: a C string.
     let fd = unsafe {
-        libc::memfd_create(c"ctdbd-deadman".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+        libc::memfd_create(
+            c"ctdbd-deadman".as_ptr(),
+            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+        )
     };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -551,7 +586,11 @@ pub(crate) fn sealed_memory(len: usize) -> io::Result<OwnedFd> {
         libc::ftruncate(fd.as_raw_fd(), len) == 0
             && libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) == 0
     };
-    if result { Ok(fd) } else { Err(io::Error::last_os_error()) }
+    if result {
+        Ok(fd)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The seals of a memory file; an error for any other file.
@@ -562,6 +601,17 @@ pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(seals & libc::F_SEAL_SHRINK != 0)
+}
+
+/// The size of a file.
+pub(crate) fn file_len(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: plain numbers.
+    let mut stat: libc::stat = unsafe { mem::zeroed() };
+    // SAFETY: a struct of the right type.
+    if unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(stat.st_size.cast_unsigned())
 }
 
 /// A descriptor that becomes readable when the process dies.
@@ -578,12 +628,20 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
 
 /// Whether it is readable within the time.
 pub(crate) fn readable(fd: BorrowedFd<'_>, timeout_ms: i32) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
     // SAFETY: one element.
     match unsafe { libc::poll(&raw mut poll, 1, timeout_ms) } {
         result if result < 0 => {
             let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) }
+            if error.kind() == io::ErrorKind::Interrupted {
+                Ok(false)
+            } else {
+                Err(error)
+            }
         }
         result => Ok(result > 0),
     }

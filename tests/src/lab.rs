@@ -10,6 +10,7 @@
 //! ```
 //!
 //! * [`Lab`] builds, starts, waits and cleans up; [`node::Node`] has the faults.
+//! * [`scenario`]: one failover from a healthy cluster to the verdict.
 //! * [`probe`]: new TCP connections every few milliseconds; [`observe`]: who answers for which
 //!   public address on the wires; [`timeline`]: all of it drawn as it happens.
 //!
@@ -19,12 +20,15 @@
 
 pub mod cli;
 pub mod clock;
+pub mod history;
+mod leftovers;
 pub mod netns;
 pub mod node;
 pub mod observe;
 pub mod plain;
 pub mod probe;
 pub mod reference;
+pub mod scenario;
 pub mod services;
 pub mod timeline;
 pub mod usage;
@@ -340,15 +344,18 @@ impl Lab {
         Ok(())
     }
 
-    /// A shell (or `$SHELL`) on a node, or on the client: for `cargo xtask lab`. On a node
-    /// `ctdb` finds its daemon.
-    pub fn shell(&self, node: Option<u32>) -> Result<Command> {
+    /// The given words, or a shell (`$SHELL`), on a node or on the client: for `cargo xtask lab`.
+    /// On a node `ctdb` finds its daemon.
+    pub fn shell(&self, node: Option<u32>, words: &[std::ffi::OsString]) -> Result<Command> {
         let space = node.map_or(&self.client, |pnn| self.node(pnn).netns());
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net={}", space.path().display()))
             .arg("--");
-        command.arg(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/bash".into()));
+        if words.is_empty() {
+            command.arg(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/bash".into()));
+        }
+        command.args(words);
         if let Some(pnn) = node {
             command.env("CTDBD_ROOT", self.node(pnn).root());
             let here = workspace_binary("CTDB_BIN", "ctdb")?;

@@ -1,5 +1,5 @@
 //! The laboratory tested on itself: what it measures, what it sees, and that it leaves nothing.
-//! Needs root; elsewhere it says so and passes.
+//! Needs root, and says what it lacks.
 
 use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt as _;
@@ -13,18 +13,14 @@ use ctdb_tests::lab::observe::Sign;
 use ctdb_tests::lab::timeline::{Event, Timeline, What};
 use ctdb_tests::lab::{Flavor, Freeze, Lab, Links, Service, Stamp, netns};
 
-/// Whether labs can be built; says loudly if not.
-fn possible() -> bool {
+/// Fails with one line if no lab can be built here.
+fn needs() {
     if std::env::var_os("LAB_HELPER_BIN").is_none() {
         // Cargo has built it for this test; the search beside the test would find it as well.
         assert!(std::path::Path::new(env!("CARGO_BIN_EXE_lab-helper")).is_file());
     }
-    match ctdb_tests::lab::lacks() {
-        Some(reason) => {
-            eprintln!("SKIPPED: {reason}");
-            false
-        }
-        None => true,
+    if let Some(reason) = ctdb_tests::lab::lacks() {
+        panic!("this test cannot run here: {reason}");
     }
 }
 
@@ -73,9 +69,7 @@ fn ping(lab: &Lab, from: u32, to: &str) -> bool {
 
 #[test]
 fn wires_faults_and_nothing_left() {
-    if !possible() {
-        return;
-    }
+    needs();
     let lab = Lab::builder().nodes(3).public_addresses(2).build().unwrap();
     assert!(ping(&lab, 0, "10.99.1.2") && ping(&lab, 0, "10.99.2.12"));
     assert!(ping(&lab, 2, "fd00:99:1::1") && ping(&lab, 2, "fd00:99:2::5"));
@@ -115,20 +109,11 @@ fn wires_faults_and_nothing_left() {
 
 #[test]
 fn real_services_answer() {
-    if !possible() {
-        return;
-    }
+    needs();
     let lab = Lab::builder().nodes(2).public_addresses(1).build().unwrap();
-    let services: Vec<_> = [Service::Plain, Service::Ssh, Service::Smb]
-        .into_iter()
-        .filter(|s| {
-            s.lacks()
-                .inspect(|p| eprintln!("SKIPPED: {} needs {p}", s.name()))
-                .is_none()
-        })
-        .collect();
-    for service in &services {
-        lab.start_service(*service).unwrap();
+    let services = [Service::Plain, Service::Ssh, Service::Smb];
+    for service in services {
+        lab.start_service(service).unwrap();
     }
     for address in lab.public_addresses() {
         take(&lab, 0, address);
@@ -161,25 +146,19 @@ fn real_services_answer() {
         "LogLevel=ERROR",
         "-i",
     ];
-    if services.contains(&Service::Ssh) {
-        let mut words = vec!["ssh"];
-        words.extend(ssh);
-        words.extend(hosts);
-        words.extend([key.to_str().unwrap(), "root@10.99.2.100", "echo", "works"]);
-        assert_eq!(run(&words), "works\n");
-    }
-    if services.contains(&Service::Smb) && std::path::Path::new("/usr/bin/smbclient").exists() {
-        run(&["smbclient", "-N", "//10.99.2.100/share", "-c", "mkdir seen"]);
-        assert!(lab.shared_dir().join("seen").is_dir());
-    }
+    let mut words = vec!["ssh"];
+    words.extend(ssh);
+    words.extend(hosts);
+    words.extend([key.to_str().unwrap(), "root@10.99.2.100", "echo", "works"]);
+    assert_eq!(run(&words), "works\n");
+    run(&["smbclient", "-N", "//10.99.2.100/share", "-c", "mkdir seen"]);
+    assert!(lab.shared_dir().join("seen").is_dir());
     assert_eq!(lab.destroy(), Vec::<String>::new());
 }
 
 #[test]
 fn a_move_is_measured_and_seen() {
-    if !possible() {
-        return;
-    }
+    needs();
     let lab = Lab::builder().nodes(2).public_addresses(1).build().unwrap();
     lab.start_service(Service::Plain).unwrap();
     let addresses = lab.public_addresses();
@@ -274,9 +253,7 @@ fn a_move_is_measured_and_seen() {
 
 #[test]
 fn two_owners_are_a_conflict() {
-    if !possible() {
-        return;
-    }
+    needs();
     let lab = Lab::builder()
         .nodes(2)
         .public_addresses(1)
@@ -307,9 +284,7 @@ fn two_owners_are_a_conflict() {
 
 #[test]
 fn a_panic_leaves_nothing() {
-    if !possible() {
-        return;
-    }
+    needs();
     let mut name = String::new();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let lab = Lab::builder().nodes(2).build().unwrap();
@@ -324,9 +299,7 @@ fn a_panic_leaves_nothing() {
 
 #[test]
 fn a_killed_maker_leaves_nothing() {
-    if !possible() {
-        return;
-    }
+    needs();
     // This test again, in a child that builds a lab and is killed.
     if std::env::var_os("LAB_TEST_CHILD").is_some() {
         let lab = Lab::builder().nodes(2).build().unwrap();
@@ -357,13 +330,8 @@ fn a_killed_maker_leaves_nothing() {
 
 #[test]
 fn debians_ctdb_can_be_measured_too() {
-    if !possible() {
-        return;
-    }
-    if let Some(package) = ctdb_tests::lab::reference::lacks() {
-        eprintln!("SKIPPED: install {package}");
-        return;
-    }
+    needs();
+    assert_eq!(ctdb_tests::lab::reference::lacks(), None, "install it");
     let lab = Lab::builder()
         .nodes(2)
         .public_addresses(2)

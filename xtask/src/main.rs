@@ -1,3 +1,116 @@
-//! Placeholder.
+//! The project's own commands. `cargo xtask help` lists them.
+//!
+//! Depends on nothing of the workspace, so that it builds on a machine where nothing was installed
+//! and can install what the rest needs.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod build_ebpf;
+mod cargo;
+mod harness;
+mod rungs;
+mod setup;
+mod soak;
+mod table;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use setup::Need;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "The project's own commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run all tests, rung by rung, and check the table of what they show
+    ///
+    /// The last line of output is always `N passed, N failed`.
+    Test(rungs::Options),
+    /// Show a cluster in network namespaces, make a node fail, draw what happens
+    Demo(Rest),
+    /// Measure the goals and print them as a table
+    Bench(Rest),
+    /// Run whole clusters of the pure cores in virtual time, from seeds
+    Simulate(Rest),
+    /// Repeat simulation and namespace tests for a long time
+    Soak(soak::Options),
+    /// Open a shell in a running namespace cluster
+    Lab(Rest),
+    /// Build the kernel programs' object that is checked in
+    BuildEbpf {
+        /// Write nothing; fail unless the object is what the sources give
+        #[arg(long)]
+        check: bool,
+    },
+    /// Install what building and testing need (Debian packages), and say what this machine lacks
+    Setup,
+}
+
+/// Words that are handed on to the program behind a command.
+#[derive(Args)]
+struct Rest {
+    /// Options of the command; `--help` shows them
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "OPTION"
+    )]
+    words: Vec<OsString>,
+}
+
+/// Where the workspace is: xtask stands in its own folder there.
+fn workspace() -> PathBuf {
+    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    root.pop();
+    root
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let done = ExitCode::SUCCESS;
+    match cli.command {
+        Command::Test(options) => Ok(rungs::test(&options)),
+        Command::Soak(options) => soak::soak(&options),
+        Command::Setup => {
+            setup::packages()?;
+            for lack in setup::lacks(&Need::ALL) {
+                println!("setup: {lack}");
+            }
+            println!("setup: done");
+            Ok(done)
+        }
+        Command::BuildEbpf { check } => build_ebpf::build(&workspace(), check).map(|()| done),
+        Command::Demo(rest) => {
+            setup::require(&Need::ALL)?;
+            cargo::exec_built("demo", &rest.words, cargo::Profile::Dev)
+        }
+        Command::Lab(rest) => {
+            setup::require(&Need::ALL)?;
+            let mut words = vec![OsString::from("shell")];
+            words.extend(rest.words);
+            cargo::exec_built("lab-helper", &words, cargo::Profile::Dev)
+        }
+        Command::Bench(rest) => {
+            setup::require(&Need::ALL)?;
+            cargo::exec_built("bench", &rest.words, cargo::Profile::Release)
+        }
+        Command::Simulate(rest) => {
+            setup::packages()?;
+            cargo::exec_built("simulate", &rest.words, cargo::Profile::Release)
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    run(Cli::parse()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

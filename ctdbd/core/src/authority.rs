@@ -218,7 +218,7 @@ pub(crate) struct Promise {
 pub struct Authority {
     pub(crate) config: Config,
     pub(crate) started_at: BootTime,
-    pub(crate) peers: [Peer; MAX_NODES],
+    pub(crate) peers: Box<[Peer]>,
     pub(crate) right: Right,
     pub(crate) epoch: u32,
     /// Newest term heard from its leader or promised to; older ones are refused.
@@ -300,7 +300,8 @@ impl Authority {
         };
         Self {
             started_at: now,
-            peers: [Peer::NEW; MAX_NODES],
+            // Allocated once, at start; the detector allocates nothing later.
+            peers: vec![Peer::NEW; MAX_NODES].into_boxed_slice(),
             right: Right::Waiting,
             epoch: 0,
             newest: None,

@@ -176,7 +176,10 @@ impl Coordinator {
                     self.send_state(now, &mut out);
                 }
                 if let Some(leader) = &self.leader {
-                    out.push(Effect::Send(pnn, PeerFrame::Placement(leader.last_placement())));
+                    out.push(Effect::Send(
+                        pnn,
+                        PeerFrame::Placement(leader.last_placement()),
+                    ));
                 }
             }
             Input::LinkDown(pnn) => self.peers[pnn.index()].linked = false,
@@ -223,7 +226,9 @@ impl Coordinator {
     /// Enters or leaves the leader's role as the detector says.
     fn follow_role(&mut self, out: &mut Vec<Effect>) {
         let Some(status) = &self.status else { return };
-        match (status.acting, &self.leader) {
+        // R9: a node that shall not lead any more stops acting before its detector resigns.
+        let acting = status.acting.filter(|_| self.may_lead());
+        match (acting, &self.leader) {
             (Some((term, _)), Some(leader)) if leader.term() == term => {}
             (Some((term, _)), _) => {
                 let hosts = self.config.voters;
@@ -238,11 +243,20 @@ impl Coordinator {
         }
     }
 
+    /// Whether this node may act as leader: active, and with the capability.
+    fn may_lead(&self) -> bool {
+        self.info.capabilities.leader && !self.info.flags.is_inactive()
+    }
+
     fn frame(&mut self, now: BootTime, from: Pnn, frame: PeerFrame, out: &mut Vec<Effect>) {
         match frame {
             PeerFrame::Info(info) => {
                 let peer = &mut self.peers[from.index()];
-                if peer.info.as_ref().is_none_or(|known| known.version < info.version) {
+                if peer
+                    .info
+                    .as_ref()
+                    .is_none_or(|known| known.version < info.version)
+                {
                     peer.info = Some(info);
                 }
             }
@@ -288,7 +302,9 @@ impl Coordinator {
 
     /// STATE goes to the leader of the newest term; to oneself without a wire.
     fn send_state(&mut self, now: BootTime, out: &mut Vec<Effect>) {
-        let Some(term) = self.holder.term() else { return };
+        let Some(term) = self.holder.term() else {
+            return;
+        };
         let state = self.holder.state();
         if term.leader == self.config.me {
             self.take_state(now, self.config.me, state);
@@ -304,6 +320,7 @@ impl Coordinator {
         }
         info.version += 1;
         self.info = info;
+        self.follow_role(out);
         for pnn in self.linked().iter() {
             out.push(Effect::Send(pnn, PeerFrame::Info(self.info.clone())));
         }
@@ -311,8 +328,11 @@ impl Coordinator {
 
     /// The leader's step, only while it acts by this clock (R7).
     fn drive(&mut self, now: BootTime, out: &mut Vec<Effect>) {
-        let acting =
-            self.status.as_ref().and_then(|status| status.acting).filter(|(_, until)| now < *until);
+        let acting = self
+            .status
+            .as_ref()
+            .and_then(|status| status.acting)
+            .filter(|(_, until)| now < *until);
         let Some((term, _)) = acting else { return };
         // Orders to oneself are obeyed on the spot and can change what is to be sent; two rounds
         // reach a fixed point (order, STATE that echoes it), the bound guards against a bug.
@@ -376,7 +396,11 @@ impl Coordinator {
     }
 
     fn linked(&self) -> NodeSet {
-        self.config.voters.iter().filter(|pnn| self.peers[pnn.index()].linked).collect()
+        self.config
+            .voters
+            .iter()
+            .filter(|pnn| self.peers[pnn.index()].linked)
+            .collect()
     }
 
     /// Flags of a node as seen from here (`spec/cluster.md` 2.1).
@@ -408,7 +432,11 @@ impl Coordinator {
     }
 
     fn note_changes(&mut self, now: BootTime, out: &mut Vec<Effect>) {
-        let leader = self.status.as_ref().and_then(|status| status.leader).map(|term| term.leader);
+        let leader = self
+            .status
+            .as_ref()
+            .and_then(|status| status.leader)
+            .map(|term| term.leader);
         if leader != self.shown_leader {
             let text = match leader {
                 Some(pnn) => format!("leader={pnn}"),

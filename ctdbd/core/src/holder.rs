@@ -68,7 +68,10 @@ pub struct Holder {
 impl Holder {
     /// A holder that holds nothing.
     pub fn new(planted: Planted) -> Self {
-        Self { planted, ..Self::default() }
+        Self {
+            planted,
+            ..Self::default()
+        }
     }
 
     /// Follows the detector. True if the leader must be told.
@@ -105,7 +108,9 @@ impl Holder {
     /// A node that has been without right for long takes its addresses off its interfaces, so
     /// that local services notice.
     pub fn tick(&mut self, now: BootTime, give_up: Duration) -> Vec<Work> {
-        let Some(since) = self.lapsed_at else { return Vec::new() };
+        let Some(since) = self.lapsed_at else {
+            return Vec::new();
+        };
         if now.since(since) < give_up {
             return Vec::new();
         }
@@ -164,7 +169,11 @@ impl Holder {
             work.push(Work::Release { addresses: release });
         }
         if !take.is_empty() {
-            work.push(Work::Take { epoch: self.epoch, slot: self.slot, addresses: take });
+            work.push(Work::Take {
+                epoch: self.epoch,
+                slot: self.slot,
+                addresses: take,
+            });
         }
     }
 
@@ -237,7 +246,11 @@ impl Holder {
                 .filter(|(_, hold)| matches!(hold, Hold::Taking(_)))
                 .map(|(address, _)| *address)
                 .collect(),
-            failed: self.failed.iter().map(|(a, reason)| (*a, reason.clone())).collect(),
+            failed: self
+                .failed
+                .iter()
+                .map(|(a, reason)| (*a, reason.clone()))
+                .collect(),
         }
     }
 

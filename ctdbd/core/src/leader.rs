@@ -129,7 +129,9 @@ impl Leader {
             return; // Of another term: it will say so again when it has heard of this one.
         }
         let term = self.term;
-        let Some(host) = self.hosts.get_mut(&from) else { return };
+        let Some(host) = self.hosts.get_mut(&from) else {
+            return;
+        };
         let holds: BTreeSet<IpAddr> = state.holds.iter().copied().collect();
         let first = host.know != Know::Known;
         if host.epoch != state.epoch || first {
@@ -142,7 +144,7 @@ impl Leader {
             host.know = Know::Known;
             host.epoch = state.epoch;
             host.learned_at = now;
-            host.may = holds.clone();
+            host.may.clone_from(&holds);
             host.order = None;
             self.dirty = true;
         } else {
@@ -172,7 +174,11 @@ impl Leader {
             self.target.entry(*address).or_insert(from);
         }
         for (address, _) in &state.failed {
-            if self.failed.insert((from, *address), now + RETRY_FAILED).is_none() {
+            if self
+                .failed
+                .insert((from, *address), now + RETRY_FAILED)
+                .is_none()
+            {
                 if self.target.get(address) == Some(&from) {
                     self.target.remove(address);
                 }
@@ -184,7 +190,9 @@ impl Leader {
     /// R12: hosts that the detector proved to have no right.
     pub fn evidence(&mut self, status: &Status) {
         for (pnn, host) in &mut self.hosts {
-            let Some(sent_at) = status.peers[pnn.index()].evidence else { continue };
+            let Some(sent_at) = status.peers[pnn.index()].evidence else {
+                continue;
+            };
             if host.know == Know::Dead || host.know == Know::Known && host.learned_at >= sent_at {
                 continue;
             }
@@ -294,7 +302,9 @@ impl Leader {
         let mut orders = Vec::new();
         for (pnn, set) in wanted {
             let seq = OrderSeq(self.next_seq);
-            let Some(host) = self.hosts.get_mut(&pnn) else { continue };
+            let Some(host) = self.hosts.get_mut(&pnn) else {
+                continue;
+            };
             match &mut host.order {
                 Some(order) if order.set == set => {
                     if order.echoed || now.since(order.sent_at) < REPEAT {
@@ -305,7 +315,12 @@ impl Leader {
                 _ => {
                     self.next_seq += 1;
                     host.may.extend(&set); // R17: from the moment it is ordered.
-                    host.order = Some(Order { seq, set, sent_at: now, echoed: false });
+                    host.order = Some(Order {
+                        seq,
+                        set,
+                        sent_at: now,
+                        echoed: false,
+                    });
                 }
             }
             if let Some(order) = &host.order {
@@ -326,7 +341,9 @@ impl Leader {
     /// What `pnn` shall host: its targets that nobody else may hold (R17), and while a host is
     /// unknown nothing that it does not hold already (R18).
     fn wanted(&self, pnn: Pnn) -> BTreeSet<IpAddr> {
-        let Some(host) = self.hosts.get(&pnn) else { return BTreeSet::new() };
+        let Some(host) = self.hosts.get(&pnn) else {
+            return BTreeSet::new();
+        };
         if !self.complete() {
             return host.may.clone();
         }
@@ -347,13 +364,19 @@ impl Leader {
     pub fn settled(&self) -> bool {
         self.complete()
             && !self.dirty
-            && self.hosts.values().filter(|host| host.know == Know::Known).all(|host| {
-                host.order.as_ref().is_none_or(|order| {
-                    order.echoed && order.set == host.active && order.set == host.may
+            && self
+                .hosts
+                .values()
+                .filter(|host| host.know == Know::Known)
+                .all(|host| {
+                    host.order.as_ref().is_none_or(|order| {
+                        order.echoed && order.set == host.active && order.set == host.may
+                    })
                 })
-            })
             && self.target.iter().all(|(address, to)| {
-                self.hosts.get(to).is_some_and(|host| host.active.contains(address))
+                self.hosts
+                    .get(to)
+                    .is_some_and(|host| host.active.contains(address))
             })
     }
 
@@ -363,7 +386,10 @@ impl Leader {
             .able
             .keys()
             .map(|address| {
-                let mut owners = self.hosts.iter().filter(|(_, host)| host.may.contains(address));
+                let mut owners = self
+                    .hosts
+                    .iter()
+                    .filter(|(_, host)| host.may.contains(address));
                 let owner = match (owners.next(), owners.next()) {
                     (Some((pnn, host)), None) if host.active.contains(address) => Some(*pnn),
                     _ => None,
@@ -384,13 +410,48 @@ impl Leader {
         Placement {
             term: self.term,
             version: self.shown_version,
-            owners: self.shown.iter().map(|(address, owner)| (*address, *owner)).collect(),
+            owners: self
+                .shown
+                .iter()
+                .map(|(address, owner)| (*address, *owner))
+                .collect(),
         }
     }
 
     /// What is known of each host, for `ctdb cluster leader` and `ctdb ip why`.
     pub fn hosts(&self) -> impl Iterator<Item = (Pnn, Know, usize)> {
-        self.hosts.iter().map(|(pnn, host)| (*pnn, host.know, host.may.len()))
+        self.hosts
+            .iter()
+            .map(|(pnn, host)| (*pnn, host.know, host.may.len()))
+    }
+
+    /// Who serves an address: the one node that may hold it and has it completely.
+    pub fn serves(&self, address: IpAddr) -> Option<Pnn> {
+        let mut may = self.hosts.iter().filter(|(_, host)| host.may.contains(&address));
+        match (may.next(), may.next()) {
+            (Some((pnn, host)), None) if host.active.contains(&address) => Some(*pnn),
+            _ => None,
+        }
+    }
+
+    /// Why a node is not asked to take an address just now, although it could.
+    pub fn refusal(&self, pnn: Pnn, address: IpAddr) -> Option<&'static str> {
+        let host = self.hosts.get(&pnn)?;
+        match host.know {
+            Know::Unknown => Some("it has not answered this leader"),
+            Know::Dead => Some("its right has ended"),
+            Know::Known if !host.has_right => Some("it has no right to serve"),
+            Know::Known if self.failed.contains_key(&(pnn, address)) => {
+                Some("its last takeover failed; it is asked again in some seconds")
+            }
+            Know::Known => None,
+        }
+    }
+
+    /// Whether no other host has answered this term.
+    pub fn is_alone(&self) -> bool {
+        let known = |(pnn, host): (&Pnn, &Host)| *pnn != self.term.leader && host.know == Know::Known;
+        !self.hosts.iter().any(known)
     }
 
     /// Where an address shall be, and who may still hold it.

@@ -194,6 +194,18 @@ impl Local {
         forward
     }
 
+    /// The right and the leader as the detector sees them. When both are there for the first time
+    /// the node begins to serve; true then. Checks of services follow with the events.
+    pub fn observe(&mut self, right: bool, leader: bool) -> bool {
+        let waits = self.run_state >= RunState::FirstRecovery && self.run_state < RunState::Running;
+        if !(waits && right && leader) {
+            return false;
+        }
+        self.run_state = RunState::Running;
+        self.set_health(Ok(()));
+        true
+    }
+
     /// The run state.
     pub fn run_state(&self) -> RunState {
         self.run_state

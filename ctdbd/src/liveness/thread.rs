@@ -15,7 +15,7 @@ use rustix::fd::OwnedFd;
 use super::sockets::{DATAGRAM, PathSet, Sockets};
 use super::{Command, Scheduling, Setup, Shared, significant};
 use crate::clock::boot_now;
-use crate::transport::datagram::{Opener, Sealer};
+use crate::transport::datagram::{Header, Opener, Sealer};
 
 /// Datagrams read per wake-up and socket before the clock is looked at again.
 const BATCH: usize = 128;
@@ -180,8 +180,11 @@ fn receive(index: usize, authority: &mut Authority, wire: &mut Wire<'_>, buffer:
     for _ in 0..BATCH {
         let Ok((length, address)) = wire.sockets.sockets[index].recv_from(buffer) else { return };
         let datagram = &mut buffer[..length];
-        let opened = Opener::sender(datagram)
-            .and_then(|from| Some((from, wire.lines[from.index()].as_mut()?)))
+        let opened = Header::read(datagram)
+            .ok()
+            .and_then(|header| {
+                Some((header.sender, wire.lines[header.sender.index()].as_mut()?))
+            })
             .and_then(|(from, line)| {
                 let plain = line.opener.open(datagram).ok()?;
                 Message::decode(plain).ok().map(|message| (from, message))
@@ -201,8 +204,12 @@ fn receive(index: usize, authority: &mut Authority, wire: &mut Wire<'_>, buffer:
 fn obey(command: Command, authority: &mut Authority, wire: &mut Wire<'_>, incarnation: Incarnation) {
     match command {
         Command::Session { pnn, incarnation, keys, paths } => {
-            wire.lines[pnn.index()] =
-                Some(Line { sealer: Sealer::new(&keys), opener: Opener::new(&keys), paths });
+            let me = authority.config().me;
+            wire.lines[pnn.index()] = Some(Line {
+                sealer: Sealer::new((*keys).clone(), me),
+                opener: Opener::new(*keys, pnn),
+                paths,
+            });
             authority.handle(boot_now(), Input::Session { pnn, incarnation }, wire);
         }
         Command::Paths(pnn, paths) => {

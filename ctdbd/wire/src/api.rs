@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ pub const MAX_BODY: usize = 64 * 1024;
 
 /// `GET /v1/status`: the whole state as one node sees it. Every other read is a part of it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Snapshot {
     /// The node that answers.
     pub node: u32,
@@ -60,6 +62,153 @@ pub struct Snapshot {
     pub clients: u32,
     /// Where addresses are handled: `builtin` or `script`.
     pub addresses_by: String,
+    /// Tunables that are not obsolete, in the order of `ctdb listvars` (`spec/cli.md` 6.8).
+    pub tunables: Vec<TunableView>,
+    /// The configuration that the daemon runs with. Not part of `GET /v1/status`; read with
+    /// `GET /v1/config`.
+    #[serde(skip)]
+    pub config: Arc<ConfigView>,
+}
+
+/// One tunable.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TunableView {
+    /// Its name, as CTDB spells it.
+    pub name: String,
+    /// Its value.
+    pub value: u32,
+}
+
+/// `GET /v1/daemon`: the answering daemon alone; short, whatever the cluster's size.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DaemonView {
+    /// The node that answers.
+    pub node: u32,
+    /// `ctdb version`.
+    pub release: String,
+    /// Process number.
+    pub pid: u32,
+    /// Run state.
+    pub run_state: RunState,
+    /// When the daemon started.
+    pub started_at: f64,
+    /// Its wall clock now.
+    pub now: f64,
+    /// Clients connected to the client socket.
+    pub clients: u32,
+    /// The leader that it follows or is.
+    pub leader: Option<u32>,
+    /// Start and end of the last recovery or failover.
+    pub last_recovery: Option<(f64, f64)>,
+    /// Its capabilities.
+    pub capabilities: crate::peer::Capabilities,
+    /// Cluster lock as configured.
+    pub cluster_lock: Option<String>,
+    /// Log level, as CTDB names them.
+    pub log_level: String,
+}
+
+/// `GET /v1/cluster`: the cluster in short.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClusterView {
+    /// The node that answers.
+    pub node: u32,
+    /// The leader that it follows or is.
+    pub leader: Option<u32>,
+    /// Number of that leader's term.
+    pub term: Option<u64>,
+    /// Changes with every recovery.
+    pub generation: Option<u32>,
+    /// Location masters by hash.
+    pub vnn_map: Vec<u32>,
+    /// 0 NORMAL, 1 RECOVERY.
+    pub recovery_mode: u32,
+    /// Start and end of the last recovery or failover.
+    pub last_recovery: Option<(f64, f64)>,
+    /// The answering node's right to serve.
+    pub right: RightView,
+    /// Cluster lock as configured.
+    pub cluster_lock: Option<String>,
+    /// Where addresses are handled: `builtin` or `script`.
+    pub addresses_by: String,
+    /// Nodes of the list, deleted ones not counted.
+    pub nodes: u32,
+    /// Those without any flag.
+    pub healthy: u32,
+    /// Public addresses.
+    pub addresses: u32,
+    /// Those that nobody hosts.
+    pub unhosted: u32,
+}
+
+/// `GET /v1/nodes`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct NodesView {
+    /// The node that answers.
+    pub node: u32,
+    /// Every entry of the nodes list, deleted ones included.
+    pub nodes: Vec<NodeView>,
+}
+
+/// `GET /v1/ips`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct AddressesView {
+    /// The node that answers.
+    pub node: u32,
+    /// Every public address, in the order in which they are shown.
+    pub addresses: Vec<AddressView>,
+}
+
+/// `GET /v1/interfaces`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct InterfacesView {
+    /// The node that answers.
+    pub node: u32,
+    /// Its interfaces that public addresses name.
+    pub interfaces: Vec<InterfaceView>,
+}
+
+/// `GET /v1/tunables`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TunablesView {
+    /// In the order of `ctdb listvars`.
+    pub tunables: Vec<TunableView>,
+}
+
+/// `GET /v1/log/level`, and the body of the `POST`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LogLevelView {
+    /// `ERROR`, `WARNING`, `NOTICE`, `INFO` or `DEBUG`.
+    pub level: String,
+}
+
+/// `GET /v1/cluster/history`: the answer to [`Action::History`].
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct HistoryView {
+    /// Newest last.
+    pub records: Vec<HistoryRecord>,
+}
+
+/// `GET /v1/config`: what the daemon runs with, which is not always what its files say now.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// Every option, in the order of `ctdb config dump`.
+    pub options: Vec<ConfigOption>,
+}
+
+/// One option of the configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ConfigOption {
+    /// Without brackets.
+    pub section: String,
+    /// As it stands in the file.
+    pub key: String,
+    /// Its value as text; `None` while it is unset.
+    pub value: Option<String>,
+    /// Nobody has set it.
+    pub default: bool,
 }
 
 /// A node's right to serve.
@@ -321,6 +470,13 @@ pub enum Action {
         /// May be location master.
         lmaster: Option<bool>,
     },
+    /// A `GET` that a snapshot answers, of another node than the one that was asked
+    /// (`GET /v1/ips?node=2`), or one that has to pass through the main loop
+    /// (`GET /v1/ping`).
+    Read {
+        /// The path, without the query.
+        path: String,
+    },
 }
 
 impl Action {
@@ -336,7 +492,10 @@ impl Action {
 
     /// Whether it changes nothing.
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::Leader | Self::History | Self::Plan | Self::Why { .. })
+        matches!(
+            self,
+            Self::Leader | Self::History | Self::Plan | Self::Why { .. } | Self::Read { .. }
+        )
     }
 }
 
@@ -369,6 +528,32 @@ pub enum NodeVerb {
     Shutdown,
 }
 
+impl NodeVerb {
+    /// Every verb.
+    pub const ALL: [Self; 7] = [
+        Self::Disable,
+        Self::Enable,
+        Self::Stop,
+        Self::Start,
+        Self::Ban,
+        Self::Unban,
+        Self::Shutdown,
+    ];
+
+    /// The word in paths and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Enable => "enable",
+            Self::Stop => "stop",
+            Self::Start => "start",
+            Self::Ban => "ban",
+            Self::Unban => "unban",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
 /// The answer to an action that changes something.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Done {
@@ -393,6 +578,10 @@ pub struct ApiError {
 impl ApiError {
     /// An error with its HTTP status, its word and its text.
     pub fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: message.into() }
+        Self {
+            status,
+            code: code.to_owned(),
+            message: message.into(),
+        }
     }
 }

@@ -1,13 +1,17 @@
 //! Children of a test laboratory: the plain TCP service of a node, and the watchdog that removes
-//! a lab whose maker died. Started by `ctdb_tests::lab` only.
+//! a lab whose maker died, started by `ctdb_tests::lab` only; and `cargo xtask lab`, a shell in a
+//! running cluster.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
-use ctdb_tests::lab;
+use ctdb_tests::lab::{self, Service};
 
 #[derive(Parser)]
 enum Role {
@@ -26,6 +30,21 @@ enum Role {
         #[arg(long)]
         name: String,
     },
+    /// Opens a shell in a running cluster; at its end the cluster goes away
+    Shell {
+        /// The node whose network the shell is in; the client's if none is named
+        #[arg(long)]
+        node: Option<u32>,
+        /// Number of nodes
+        #[arg(long, default_value_t = 3)]
+        nodes: u32,
+        /// Timing profile: cautious, standard or fast
+        #[arg(long, default_value = "standard")]
+        profile: String,
+        /// Words to run instead of a shell
+        #[arg(trailing_var_arg = true)]
+        command: Vec<OsString>,
+    },
     /// Removes a lab that was kept.
     Destroy {
         /// The lab's name.
@@ -34,8 +53,51 @@ enum Role {
     },
 }
 
-fn main() -> Result<()> {
+/// Builds a cluster, opens the shell, and takes everything away again.
+fn shell(lab: &lab::Lab, node: Option<u32>, words: &[OsString]) -> Result<ExitStatus> {
+    println!("starting {} nodes ...", lab.nodes().len());
+    lab.bring_up(
+        &[Service::Plain, Service::Ssh, Service::Smb],
+        Duration::from_secs(30),
+    )?;
+    println!("{}", lab.node(0).ctdb(&["status"])?.success()?);
+    println!("{}", lab.node(0).ctdb(&["ip"])?.success()?);
+    println!("Other places of this cluster:\n\n{}", lab.how_to_enter());
+    lab.shell(node, words)?
+        .status()
+        .context("starting the shell")
+}
+
+fn main() -> Result<ExitCode> {
     match Role::parse() {
+        Role::Shell {
+            node,
+            nodes,
+            profile,
+            command,
+        } => {
+            let lab = lab::Lab::builder().nodes(nodes).profile(&profile).build()?;
+            anyhow::ensure!(
+                node.is_none_or(|n| n < nodes),
+                "there are nodes 0 to {}",
+                nodes - 1
+            );
+            let status = shell(&lab, node, &command)?;
+            let left = lab.destroy();
+            anyhow::ensure!(left.is_empty(), "could not remove: {}", left.join(", "));
+            Ok(status
+                .code()
+                .and_then(|c| u8::try_from(c).ok())
+                .unwrap_or(1)
+                .into())
+        }
+        other => children(other).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn children(role: Role) -> Result<()> {
+    match role {
+        Role::Shell { .. } => Ok(()),
         Role::Serve { node, listen } => lab::plain::serve(node, listen),
         Role::Destroy { name } => {
             lab::netns::destroy(&name);

@@ -153,7 +153,9 @@ impl Lab {
             nodes.iter().all(|n| {
                 let node = self.node(*n);
                 node.nodes_seen().is_ok_and(|seen| {
-                    nodes.iter().all(|m| seen.iter().any(|s| s.pnn == *m && s.flags.is_empty()))
+                    nodes
+                        .iter()
+                        .all(|m| seen.iter().any(|s| s.pnn == *m && s.flags.is_empty()))
                 }) && node.leader_seen().is_ok_and(|l| l.is_some())
             })
         })

@@ -313,7 +313,7 @@ pub(crate) fn unmount_below(dir: &Path) {
     }
 }
 
-fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     fs::read_to_string("/proc/self/mountinfo")
         .unwrap_or_default()
         .lines()

@@ -11,9 +11,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use serde_json::Value;
+use ctdb_wire::api::HistoryRecord;
 
 use super::Stamp;
+use super::clock::nanos;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,24 +92,19 @@ impl Event {
         }
     }
 
-    /// A step from a record of a daemon: any JSON object; `kind`, `phase`, `cause` and `address`
-    /// make the text, `duration` or `seconds` (in s) or `duration_ms` the time. The moment is
-    /// for the caller to read from it, since clocks differ.
-    pub fn from_record(at: Stamp, node: u32, record: &Value) -> Self {
-        let words: Vec<_> = ["kind", "phase", "address", "cause", "result"]
-            .iter()
-            .filter_map(|k| record.get(k)?.as_str())
-            .collect();
-        let took = ["duration", "seconds"]
-            .iter()
-            .find_map(|k| record.get(k)?.as_f64())
-            .or_else(|| record.get("duration_ms")?.as_f64().map(|ms| ms / 1e3))
-            .and_then(|s| Duration::try_from_secs_f64(s).ok());
-        let text = if words.is_empty() {
-            record.to_string()
-        } else {
-            words.join(" ")
-        };
+    /// A record of a daemon's history: what and why, and the phases with their lengths.
+    pub fn from_history(node: u32, record: &HistoryRecord) -> Self {
+        let mut text = format!("{}: {}", record.kind, record.text);
+        let mut sum = 0.0;
+        for (name, ms) in &record.phases {
+            sum += ms;
+            let _ = write!(text, ", {name} {ms:.1} ms");
+        }
+        // A negative or absurd number comes from a daemon's bug: shown without a time.
+        let took = Duration::try_from_secs_f64(sum / 1e3)
+            .ok()
+            .filter(|t| !t.is_zero());
+        let at = Stamp::from_wall_ns(Duration::try_from_secs_f64(record.at).map_or(0, nanos));
         Self {
             at,
             what: What::Phase {
@@ -162,7 +158,7 @@ fn columns(what: &What) -> (&'static str, String, String) {
             "step",
             node.map(|n| format!("node {n}")).unwrap_or_default(),
             match took {
-                Some(t) => format!("{text}, {}", human(*t)),
+                Some(t) => format!("{text} ({})", human(*t)),
                 None => text.clone(),
             },
         ),
@@ -203,7 +199,7 @@ pub fn lanes(events: &[Event], from: Stamp, until: Stamp, width: usize) -> Strin
             }
             What::ServiceUp { label, outage, .. } => {
                 if let Some(a) = label.split(' ').next_back().and_then(|a| a.parse().ok()) {
-                    let begin = Stamp(event.at.0.saturating_sub(super::clock::nanos(*outage)));
+                    let begin = Stamp(event.at.0.saturating_sub(nanos(*outage)));
                     downs.entry(a).or_default().push((begin, event.at));
                 }
             }
@@ -402,12 +398,21 @@ mod tests {
 
     #[test]
     fn daemon_records_become_steps() {
-        let record =
-            serde_json::json!({"kind": "takeover", "cause": "node 1 lost", "duration": 0.098});
-        let event = Event::from_record(Stamp(0), 2, &record);
+        let record = HistoryRecord {
+            kind: "takeover".into(),
+            text: "node 1 lost".into(),
+            phases: vec![("address".into(), 1.5), ("announce".into(), 0.25)],
+            ..HistoryRecord::default()
+        };
+        let event = Event::from_history(2, &record);
+        let What::Phase { node, text, took } = event.what else {
+            panic!("no step")
+        };
+        assert_eq!(node, Some(2));
         assert_eq!(
-            line(&event, Stamp(0)),
-            "   +0.000 s  step      node 2                  takeover node 1 lost, 98 ms"
+            text,
+            "takeover: node 1 lost, address 1.5 ms, announce 0.2 ms"
         );
+        assert_eq!(took, Some(Duration::from_micros(1750)));
     }
 }

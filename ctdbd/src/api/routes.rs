@@ -1,0 +1,871 @@
+//! The routing table: which method and path asks for what. Pure; used for the local sockets and
+//! for requests that another node passes on.
+
+use std::net::IpAddr;
+
+use ctdb_wire::api::{Action, ApiError, NodeVerb};
+use ctdb_wire::ids::Pnn;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::log::LogLevel;
+
+/// A read that a snapshot answers, without the main loop.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Read {
+    /// `GET /v1/status`
+    Status,
+    /// `GET /v1/daemon`
+    Daemon,
+    /// `GET /v1/cluster`
+    Cluster,
+    /// `GET /v1/nodes`
+    Nodes,
+    /// `GET /v1/nodes/{pnn}`
+    Node(u32),
+    /// `GET /v1/ips`
+    Addresses,
+    /// `GET /v1/ips/{address}`
+    Address(IpAddr),
+    /// `GET /v1/interfaces`
+    Interfaces,
+    /// `GET /v1/tunables`
+    Tunables,
+    /// `GET /v1/log/level`
+    LogLevel,
+    /// `GET /v1/config`
+    Config,
+    /// `GET /v1/openapi.json`
+    OpenApi,
+}
+
+impl Read {
+    /// The path that asks for it.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Status => "/v1/status".into(),
+            Self::Daemon => "/v1/daemon".into(),
+            Self::Cluster => "/v1/cluster".into(),
+            Self::Nodes => "/v1/nodes".into(),
+            Self::Node(pnn) => format!("/v1/nodes/{pnn}"),
+            Self::Addresses => "/v1/ips".into(),
+            Self::Address(address) => format!("/v1/ips/{address}"),
+            Self::Interfaces => "/v1/interfaces".into(),
+            Self::Tunables => "/v1/tunables".into(),
+            Self::LogLevel => "/v1/log/level".into(),
+            Self::Config => "/v1/config".into(),
+            Self::OpenApi => "/v1/openapi.json".into(),
+        }
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Wanted {
+    /// A part of the snapshot.
+    Read(Read),
+    /// Something that the main loop does or computes.
+    Action(Action),
+}
+
+/// A request that has been understood.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Parsed {
+    /// What is asked for.
+    pub wanted: Wanted,
+    /// The node that is to answer: `?node=N`, or the node of `POST /v1/nodes/{pnn}/{verb}`.
+    pub node: Option<Pnn>,
+}
+
+/// An [`Action`] as an HTTP request, for `Operation::Api` to another node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HttpCall {
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// Path; never with a query, since the receiver answers about itself.
+    pub path: String,
+    /// JSON, or empty.
+    pub body: String,
+}
+
+/// One line of the table.
+#[derive(Clone, Copy)]
+pub struct Route {
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// With `{name}` for a variable segment.
+    pub path: &'static str,
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// Schema of the body, by its name in the OpenAPI document.
+    pub body: Option<&'static str>,
+    /// Schema of the answer.
+    pub answer: &'static str,
+    /// Whether `?node=N` is taken.
+    pub takes_node: bool,
+    make: fn(&Input) -> Result<Parsed, ApiError>,
+}
+
+/// Variable segments and body of a request.
+struct Input<'a> {
+    /// Decoded variable segments, in their order.
+    segments: Vec<String>,
+    body: &'a [u8],
+}
+
+fn bad_request(message: impl Into<String>) -> ApiError {
+    ApiError::new(400, "bad_request", message)
+}
+
+impl Input<'_> {
+    fn segment(&self, index: usize) -> &str {
+        self.segments.get(index).map_or("", String::as_str)
+    }
+
+    fn pnn(&self) -> Result<u32, ApiError> {
+        self.segment(0)
+            .parse()
+            .map_err(|_| bad_request(format!("'{}' is not a node number", self.segment(0))))
+    }
+
+    fn address(&self) -> Result<IpAddr, ApiError> {
+        self.segment(0)
+            .parse()
+            .map_err(|_| bad_request(format!("'{}' is not an IP address", self.segment(0))))
+    }
+
+    /// The body; an empty one stands for `{}`.
+    fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        let body = if self.body.trim_ascii().is_empty() {
+            b"{}"
+        } else {
+            self.body
+        };
+        serde_json::from_slice(body)
+            .map_err(|error| bad_request(format!("the body is not what this path takes: {error}")))
+    }
+
+    fn no_body(&self) -> Result<(), ApiError> {
+        self.json::<Nothing>().map(|Nothing {}| ())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeBody {
+    seconds: Option<u32>,
+    reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MoveBody {
+    address: IpAddr,
+    to: Pnn,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnnounceBody {
+    address: Option<IpAddr>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LinkBody {
+    up: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LevelBody {
+    level: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CapabilitiesBody {
+    leader: Option<bool>,
+    lmaster: Option<bool>,
+}
+
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "the table's functions share one type"
+)]
+fn read(read: Read) -> Result<Parsed, ApiError> {
+    Ok(Parsed {
+        wanted: Wanted::Read(read),
+        node: None,
+    })
+}
+
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "the table's functions share one type"
+)]
+fn act(action: Action) -> Result<Parsed, ApiError> {
+    Ok(Parsed {
+        wanted: Wanted::Action(action),
+        node: None,
+    })
+}
+
+fn node_verb(input: &Input) -> Result<Parsed, ApiError> {
+    let number = input.pnn()?;
+    let node = Pnn::new(number).map_err(|_| no_such_node(number))?;
+    let word = input.segment(1);
+    let verb = NodeVerb::ALL
+        .into_iter()
+        .find(|verb| verb.name() == word)
+        .ok_or_else(|| {
+            let verbs = NodeVerb::ALL.map(NodeVerb::name).join(", ");
+            ApiError::new(
+                404,
+                "not_found",
+                format!("there is no '{word}'; a node takes {verbs}"),
+            )
+        })?;
+    let body: NodeBody = input.json()?;
+    match (verb, body.seconds) {
+        (NodeVerb::Ban, None) => {
+            return Err(bad_request("a ban needs its length: {\"seconds\": 300}"));
+        }
+        (NodeVerb::Ban, Some(0)) => return Err(bad_request("Ban time cannot be zero")),
+        (NodeVerb::Ban, Some(_)) | (_, None) => {}
+        (_, Some(_)) => return Err(bad_request("'seconds' is for 'ban' only")),
+    }
+    let action = Action::Node {
+        verb,
+        seconds: body.seconds,
+        reason: body.reason,
+    };
+    Ok(Parsed {
+        wanted: Wanted::Action(action),
+        node: Some(node),
+    })
+}
+
+fn capabilities(input: &Input) -> Result<Parsed, ApiError> {
+    let CapabilitiesBody { leader, lmaster } = input.json()?;
+    if leader.is_none() && lmaster.is_none() {
+        return Err(bad_request("name 'leader' or 'lmaster'"));
+    }
+    act(Action::Capabilities { leader, lmaster })
+}
+
+fn log_level(input: &Input) -> Result<Parsed, ApiError> {
+    let LevelBody { level } = input.json()?;
+    let known = LogLevel::parse(&level).ok_or_else(|| {
+        bad_request(format!(
+            "'{level}' is not a log level; one of ERROR, WARNING, NOTICE, INFO, DEBUG"
+        ))
+    })?;
+    act(Action::LogLevel {
+        level: known.name().to_owned(),
+    })
+}
+
+/// A read, in the table.
+const fn get(
+    path: &'static str,
+    answer: &'static str,
+    summary: &'static str,
+    make: fn(&Input) -> Result<Parsed, ApiError>,
+) -> Route {
+    Route {
+        method: "GET",
+        path,
+        summary,
+        body: None,
+        answer,
+        takes_node: true,
+        make,
+    }
+}
+
+/// A change, in the table.
+const fn post(
+    path: &'static str,
+    body: Option<&'static str>,
+    summary: &'static str,
+    make: fn(&Input) -> Result<Parsed, ApiError>,
+) -> Route {
+    Route {
+        method: "POST",
+        path,
+        summary,
+        body,
+        answer: "Done",
+        takes_node: true,
+        make,
+    }
+}
+
+/// Answered by one place whoever is asked, so that `?node=N` would say nothing.
+const fn anywhere(route: Route) -> Route {
+    Route {
+        takes_node: false,
+        ..route
+    }
+}
+
+/// Every request that the API knows.
+pub const ROUTES: &[Route] = &[
+    get(
+        "/v1/status",
+        "Snapshot",
+        "The whole state as one node sees it",
+        |_| read(Read::Status),
+    ),
+    get("/v1/daemon", "Daemon", "The answering daemon alone", |_| {
+        read(Read::Daemon)
+    }),
+    get(
+        "/v1/ping",
+        "Daemon",
+        "As /v1/daemon, by way of the daemon's main loop",
+        |_| {
+            act(Action::Read {
+                path: Read::Daemon.path(),
+            })
+        },
+    ),
+    get("/v1/cluster", "Cluster", "The cluster in short", |_| {
+        read(Read::Cluster)
+    }),
+    anywhere(get(
+        "/v1/cluster/leader",
+        "Leader",
+        "The leader and its books",
+        |_| act(Action::Leader),
+    )),
+    get(
+        "/v1/cluster/history",
+        "History",
+        "Failovers, elections, bans: why and how long",
+        |_| act(Action::History),
+    ),
+    get(
+        "/v1/nodes",
+        "Nodes",
+        "Every entry of the nodes list",
+        |_| read(Read::Nodes),
+    ),
+    get(
+        "/v1/nodes/{pnn}",
+        "Node",
+        "One entry of the nodes list",
+        |input| read(Read::Node(input.pnn()?)),
+    ),
+    anywhere(post(
+        "/v1/nodes/{pnn}/{verb}",
+        Some("NodeRequest"),
+        "disable, enable, stop, start, ban, unban or shutdown; answered when it has its effect",
+        node_verb,
+    )),
+    get("/v1/ips", "Addresses", "Every public address", |_| {
+        read(Read::Addresses)
+    }),
+    anywhere(get(
+        "/v1/ips/plan",
+        "Plan",
+        "What a takeover run would do now",
+        |_| act(Action::Plan),
+    )),
+    get(
+        "/v1/ips/{address}",
+        "Address",
+        "One public address",
+        |input| read(Read::Address(input.address()?)),
+    ),
+    anywhere(get(
+        "/v1/ips/{address}/why",
+        "Why",
+        "Why an address is where it is, and who else could host it",
+        |input| {
+            act(Action::Why {
+                address: input.address()?,
+            })
+        },
+    )),
+    anywhere(post(
+        "/v1/ips/move",
+        Some("MoveRequest"),
+        "Moves a public address; answered when the new node serves it",
+        |input| {
+            let MoveBody { address, to } = input.json()?;
+            act(Action::Move {
+                address,
+                to: to.get(),
+            })
+        },
+    )),
+    anywhere(post(
+        "/v1/ips/reallocate",
+        None,
+        "A takeover run; answered when every order is carried out",
+        |input| {
+            input.no_body()?;
+            act(Action::Reallocate)
+        },
+    )),
+    post(
+        "/v1/ips/reload",
+        None,
+        "Reads the public addresses file again",
+        |input| {
+            input.no_body()?;
+            act(Action::ReloadAddresses)
+        },
+    ),
+    post(
+        "/v1/ips/announce",
+        Some("AnnounceRequest"),
+        "Gratuitous ARP or neighbour advertisements for one held address, or for all",
+        |input| {
+            let AnnounceBody { address } = input.json()?;
+            act(Action::Announce { address })
+        },
+    ),
+    get(
+        "/v1/interfaces",
+        "Interfaces",
+        "Interfaces that public addresses name",
+        |_| read(Read::Interfaces),
+    ),
+    post(
+        "/v1/interfaces/{name}/link",
+        Some("LinkRequest"),
+        "Takes the interface's link for up or down",
+        |input| {
+            let LinkBody { up } = input.json()?;
+            act(Action::InterfaceLink {
+                name: input.segment(0).to_owned(),
+                up,
+            })
+        },
+    ),
+    post(
+        "/v1/capabilities",
+        Some("CapabilitiesRequest"),
+        "Roles at run time",
+        capabilities,
+    ),
+    get(
+        "/v1/tunables",
+        "Tunables",
+        "Tunables and their values",
+        |_| read(Read::Tunables),
+    ),
+    get(
+        "/v1/log/level",
+        "LogLevel",
+        "The daemon's log level",
+        |_| read(Read::LogLevel),
+    ),
+    post(
+        "/v1/log/level",
+        Some("LogLevel"),
+        "Sets the daemon's log level",
+        log_level,
+    ),
+    get(
+        "/v1/config",
+        "Config",
+        "The configuration that the daemon runs with",
+        |_| read(Read::Config),
+    ),
+    anywhere(get(
+        "/v1/openapi.json",
+        "OpenApi",
+        "This description",
+        |_| read(Read::OpenApi),
+    )),
+];
+
+/// The error for a node number that the nodes list does not have.
+pub fn no_such_node(number: u32) -> ApiError {
+    ApiError::new(
+        404,
+        "no_such_node",
+        format!("there is no node {number}; `ctdb node list` shows the nodes"),
+    )
+}
+
+/// Understands a request. `query` is what stands behind the `?`.
+pub fn action_of(
+    method: &str,
+    path: &str,
+    query: Option<&str>,
+    body: &[u8],
+) -> Result<Parsed, ApiError> {
+    let mut allowed = Vec::new();
+    for route in ROUTES {
+        let Some(segments) = matches(route.path, path) else {
+            continue;
+        };
+        // A fixed path (`/v1/ips/plan`) goes before a variable one (`/v1/ips/{address}`).
+        let hidden = !segments.is_empty()
+            && ROUTES
+                .iter()
+                .any(|other| other.path == path && other.method == method);
+        if hidden {
+            continue;
+        }
+        if route.method != method {
+            allowed.push(route.method);
+            continue;
+        }
+        let node = node_of(query.unwrap_or(""))?;
+        if node.is_some() && !route.takes_node {
+            return Err(bad_request(format!(
+                "{method} {} takes no ?node=",
+                route.path
+            )));
+        }
+        let mut parsed = (route.make)(&Input { segments, body })?;
+        parsed.node = node.or(parsed.node);
+        return Ok(parsed);
+    }
+    if allowed.is_empty() {
+        let text = format!("there is no {path}; GET /v1/openapi.json lists what there is");
+        return Err(ApiError::new(404, "not_found", text));
+    }
+    let text = format!("{path} takes {} only", allowed.join(", "));
+    Err(ApiError::new(405, "method_not_allowed", text))
+}
+
+/// [`action_of`] for path and query in one, as `Operation::Api` carries them.
+pub fn action_of_target(method: &str, target: &str, body: &[u8]) -> Result<Parsed, ApiError> {
+    match target.split_once('?') {
+        Some((path, query)) => action_of(method, path, Some(query), body),
+        None => action_of(method, target, None, body),
+    }
+}
+
+/// The reverse of [`action_of`]: the request that asks `node` for `action`.
+pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
+    let get = |path: &str| HttpCall {
+        method: "GET",
+        path: path.to_owned(),
+        body: String::new(),
+    };
+    let post = |path: &str, body: serde_json::Value| HttpCall {
+        method: "POST",
+        path: path.to_owned(),
+        body: body.to_string(),
+    };
+    match action {
+        Action::Node {
+            verb,
+            seconds,
+            reason,
+        } => {
+            let mut body = serde_json::Map::new();
+            if let Some(seconds) = seconds {
+                body.insert("seconds".into(), (*seconds).into());
+            }
+            if let Some(reason) = reason {
+                body.insert("reason".into(), reason.as_str().into());
+            }
+            post(&format!("/v1/nodes/{node}/{}", verb.name()), body.into())
+        }
+        Action::Move { address, to } => post(
+            "/v1/ips/move",
+            serde_json::json!({"address": address, "to": to}),
+        ),
+        Action::Reallocate => post("/v1/ips/reallocate", serde_json::json!({})),
+        Action::ReloadAddresses => post("/v1/ips/reload", serde_json::json!({})),
+        Action::Announce { address } => {
+            post("/v1/ips/announce", serde_json::json!({"address": address}))
+        }
+        Action::InterfaceLink { name, up } => {
+            let path = format!("/v1/interfaces/{}/link", encode_segment(name));
+            post(&path, serde_json::json!({"up": up}))
+        }
+        Action::LogLevel { level } => post("/v1/log/level", serde_json::json!({"level": level})),
+        Action::Leader => get("/v1/cluster/leader"),
+        Action::History => get("/v1/cluster/history"),
+        Action::Plan => get("/v1/ips/plan"),
+        Action::Why { address } => get(&format!("/v1/ips/{address}/why")),
+        Action::Capabilities { leader, lmaster } => post(
+            "/v1/capabilities",
+            serde_json::json!({"leader": leader, "lmaster": lmaster}),
+        ),
+        Action::Read { path } => get(path),
+    }
+}
+
+/// The variable segments of `path` if it fits `pattern`.
+fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
+    let mut variables = Vec::new();
+    let mut given = path.split('/');
+    for wanted in pattern.split('/') {
+        let given = given.next()?;
+        if wanted.starts_with('{') {
+            variables.push(decode_segment(given).filter(|text| !text.is_empty())?);
+        } else if wanted != given {
+            return None;
+        }
+    }
+    given.next().is_none().then_some(variables)
+}
+
+fn node_of(query: &str) -> Result<Option<Pnn>, ApiError> {
+    let mut node = None;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let Some(("node", text)) = pair.split_once('=') else {
+            return Err(bad_request(format!(
+                "'{pair}' is unknown; ?node=N is all there is"
+            )));
+        };
+        let number: u32 = text
+            .parse()
+            .map_err(|_| bad_request(format!("'{text}' is not a node number")))?;
+        node = Some(Pnn::new(number).map_err(|_| no_such_node(number))?);
+    }
+    Ok(node)
+}
+
+/// Percent-encodes what may not stand in a path segment (RFC 3986, 3.3).
+pub fn encode_segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:@".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push('%');
+            for digit in [byte >> 4, byte & 15] {
+                out.push(
+                    char::from_digit(digit.into(), 16)
+                        .unwrap_or('0')
+                        .to_ascii_uppercase(),
+                );
+            }
+        }
+    }
+    out
+}
+
+fn decode_segment(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let high = char::from(bytes.next()?).to_digit(16)?;
+            let low = char::from(bytes.next()?).to_digit(16)?;
+            out.push((high << 4 | low) as u8);
+        } else {
+            out.push(byte);
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(method: &str, target: &str, body: &str) -> Result<Parsed, ApiError> {
+        action_of_target(method, target, body.as_bytes())
+    }
+
+    fn code(result: Result<Parsed, ApiError>) -> (u16, String) {
+        let error = result.unwrap_err();
+        (error.status, error.code)
+    }
+
+    #[test]
+    fn every_action_survives_the_way_to_another_node() {
+        let address: IpAddr = "fd00:77::1".parse().unwrap();
+        let node = Pnn::new(3).unwrap();
+        let mut actions = vec![
+            Action::Move { address, to: 2 },
+            Action::Reallocate,
+            Action::ReloadAddresses,
+            Action::Announce {
+                address: Some(address),
+            },
+            Action::Announce { address: None },
+            Action::InterfaceLink {
+                name: "eth0.5/x %".into(),
+                up: false,
+            },
+            Action::LogLevel {
+                level: "NOTICE".into(),
+            },
+            Action::Leader,
+            Action::History,
+            Action::Plan,
+            Action::Why { address },
+            Action::Capabilities {
+                leader: Some(true),
+                lmaster: None,
+            },
+        ];
+        for verb in NodeVerb::ALL {
+            let seconds = (verb == NodeVerb::Ban).then_some(300);
+            actions.push(Action::Node {
+                verb,
+                seconds,
+                reason: Some("a \"b\"".into()),
+            });
+            actions.push(Action::Node {
+                verb,
+                seconds,
+                reason: None,
+            });
+        }
+        for action in actions {
+            let call = http_of(&action, node);
+            let parsed = action_of_target(call.method, &call.path, call.body.as_bytes()).unwrap();
+            let about = matches!(action, Action::Node { .. }).then_some(node);
+            assert_eq!(
+                parsed,
+                Parsed {
+                    wanted: Wanted::Action(action),
+                    node: about
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn every_read_survives_the_way_to_another_node() {
+        let reads = [
+            Read::Status,
+            Read::Daemon,
+            Read::Cluster,
+            Read::Nodes,
+            Read::Node(5),
+            Read::Addresses,
+            Read::Address("fd00::1".parse().unwrap()),
+            Read::Address("10.0.0.1".parse().unwrap()),
+            Read::Interfaces,
+            Read::Tunables,
+            Read::LogLevel,
+            Read::Config,
+            Read::OpenApi,
+        ];
+        let node = Pnn::new(3).unwrap();
+        for read in reads {
+            let call = http_of(&Action::Read { path: read.path() }, node);
+            let parsed = action_of_target(call.method, &call.path, b"").unwrap();
+            assert_eq!(
+                parsed,
+                Parsed {
+                    wanted: Wanted::Read(read),
+                    node: None
+                }
+            );
+        }
+        let ping = parse("GET", "/v1/ping?node=2", "").unwrap();
+        assert_eq!(
+            ping.wanted,
+            Wanted::Action(Action::Read {
+                path: "/v1/daemon".into()
+            })
+        );
+        assert_eq!(ping.node.map(Pnn::get), Some(2));
+    }
+
+    #[test]
+    fn wrong_requests_say_what_is_wrong() {
+        for (method, target, body, status, word) in [
+            ("GET", "/", "", 404, "not_found"),
+            ("GET", "/v1/status/", "", 404, "not_found"),
+            ("GET", "/v1/ips//why", "", 404, "not_found"),
+            ("GET", "/v1/ips/10.0.0/why", "", 400, "bad_request"),
+            ("POST", "/v1/status", "", 405, "method_not_allowed"),
+            ("DELETE", "/v1/nodes/1", "", 405, "method_not_allowed"),
+            ("GET", "/v1/ips/move", "", 400, "bad_request"),
+            ("GET", "/v1/nodes/1/ban", "", 405, "method_not_allowed"),
+            ("GET", "/v1/status?node=64", "", 404, "no_such_node"),
+            ("GET", "/v1/status?node=x", "", 400, "bad_request"),
+            ("GET", "/v1/status?nod=1", "", 400, "bad_request"),
+            ("GET", "/v1/ips/plan?node=1", "", 400, "bad_request"),
+            ("POST", "/v1/nodes/64/stop", "", 404, "no_such_node"),
+            ("POST", "/v1/nodes/1/dance", "", 404, "not_found"),
+            ("POST", "/v1/nodes/1/ban", "", 400, "bad_request"),
+            (
+                "POST",
+                "/v1/nodes/1/ban",
+                r#"{"seconds":0}"#,
+                400,
+                "bad_request",
+            ),
+            (
+                "POST",
+                "/v1/nodes/1/stop",
+                r#"{"seconds":5}"#,
+                400,
+                "bad_request",
+            ),
+            (
+                "POST",
+                "/v1/nodes/1/stop",
+                r#"{"secs":5}"#,
+                400,
+                "bad_request",
+            ),
+            ("POST", "/v1/nodes/1/stop", "[", 400, "bad_request"),
+            (
+                "POST",
+                "/v1/ips/move",
+                r#"{"address":"10.0.0.1"}"#,
+                400,
+                "bad_request",
+            ),
+            (
+                "POST",
+                "/v1/ips/move",
+                r#"{"address":"10.0.0.1","to":64}"#,
+                400,
+                "bad_request",
+            ),
+            (
+                "POST",
+                "/v1/ips/reallocate",
+                r#"{"x":1}"#,
+                400,
+                "bad_request",
+            ),
+            (
+                "POST",
+                "/v1/log/level",
+                r#"{"level":"LOUD"}"#,
+                400,
+                "bad_request",
+            ),
+            ("POST", "/v1/capabilities", "", 400, "bad_request"),
+            (
+                "POST",
+                "/v1/interfaces/%zz/link",
+                r#"{"up":true}"#,
+                404,
+                "not_found",
+            ),
+        ] {
+            let got = code(parse(method, target, body));
+            assert_eq!(got, (status, word.to_owned()), "{method} {target} {body}");
+        }
+    }
+
+    #[test]
+    fn fixed_paths_go_before_variable_ones() {
+        let plan = parse("GET", "/v1/ips/plan", "").unwrap();
+        assert_eq!(plan.wanted, Wanted::Action(Action::Plan));
+        let level = parse("POST", "/v1/log/level", r#"{"level":"debug"}"#).unwrap();
+        assert_eq!(
+            level.wanted,
+            Wanted::Action(Action::LogLevel {
+                level: "DEBUG".into()
+            })
+        );
+    }
+}

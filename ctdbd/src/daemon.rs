@@ -1,0 +1,416 @@
+//! The node daemon: start, main loop, orderly end (`spec/cluster.md` 2.13, 2.15).
+//!
+//! Start-up checks everything that can be checked before anything is touched, so that wrong input
+//! never half-starts a daemon. Then, in this order: pid file, log, priority; the executor, whose
+//! start zeroes the lease deadlines and removes what an earlier run left; the detector with its
+//! guard; the links; the API.
+
+mod actions;
+mod generation;
+mod history;
+mod node;
+mod paths;
+mod settings;
+mod snapshot;
+mod stop;
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ctdb_core::coordinator::{self, Coordinator};
+use ctdb_core::local::{Birth, Local};
+use ctdb_ebpf::deadman::Deadman;
+use ctdb_netfw::link;
+use ctdb_wire::api::Snapshot;
+use ctdb_wire::ids::Incarnation;
+use tokio::process::Child;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::api::{self, ApiConfig, ApiHandle, ApiStartError, Command};
+use crate::config::{self, Paths};
+use crate::failover::{self, Executor, FailoverError, Outcome};
+use crate::liveness::{self, Detector, LivenessError};
+use crate::log::{Location, Log, LogError};
+use crate::process::{self, PidFile, PidFileError};
+use crate::transport::{LinkEvent, Transport, TransportError};
+use crate::guard;
+use node::{Node, Parts};
+use settings::Settings;
+
+/// Commands of the API that may wait for the main loop; at the bound clients wait.
+const COMMANDS: usize = 128;
+
+/// How the daemon was started.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Stay in the foreground.
+    pub interactive: bool,
+    /// This process is the background child.
+    pub background_child: bool,
+}
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Configuration; the report has been printed.
+    #[error("the configuration has errors; `ctdb config check` lists them")]
+    Configuration,
+    /// Settings that this release cannot serve with.
+    #[error("{0}")]
+    Settings(#[from] settings::SettingsError),
+    /// A directory.
+    #[error("cannot make the directory {path}: {source}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Pid file.
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    /// Log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// API sockets.
+    #[error(transparent)]
+    Api(#[from] ApiStartError),
+    /// Addresses, lease, firewall.
+    #[error(transparent)]
+    Failover(#[from] FailoverError),
+    /// The guard's shared memory.
+    #[error(transparent)]
+    Lease(#[from] ctdb_ebpf::Error),
+    /// Heartbeats.
+    #[error(transparent)]
+    Liveness(#[from] LivenessError),
+    /// Links.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The system.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl DaemonError {
+    /// The process's exit code (`spec/cluster.md` 2.13).
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::PidFile(_) => process::EXIT_PID_FILE,
+            Self::Api(_) => process::EXIT_SOCKET,
+            _ => 1,
+        })
+    }
+}
+
+fn system(doing: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
+    move |source| DaemonError::System { doing, source }
+}
+
+/// Runs the daemon to its end; in the background mode the caller's process only starts it.
+pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
+    let paths = Paths::from_env();
+    let (config, report) = config::load(&paths);
+    for line in report.lines() {
+        eprintln!("ctdbd: {line}");
+    }
+    let config = config.ok_or(DaemonError::Configuration)?;
+    let dump = link::dump().map_err(FailoverError::from)?;
+    let settings = Settings::new(&config, &dump)?;
+    if !options.interactive && !options.background_child {
+        return process::into_background().map_err(system("cannot start in the background"));
+    }
+    if options.background_child {
+        process::detach().map_err(system("cannot detach from the terminal"))?;
+    }
+    make_directories(&settings)?;
+    let pid_file = PidFile::take(&settings.pid_file)?;
+    // A daemon in the foreground logs where its operator looks.
+    let location = if options.interactive && settings.log_is_default {
+        Location::Stderr
+    } else {
+        settings.log.clone()
+    };
+    let log = Log::open(&location, settings.log_level)?;
+    process::set_priority(settings.priority);
+    for line in report.lines() {
+        tracing::warn!("{line}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("cannot start the main loop"))?;
+    let ended = runtime.block_on(async {
+        let daemon = Daemon::start(settings, log)?;
+        if options.background_child {
+            process::say_ready().map_err(system("cannot tell the starting process"))?;
+        }
+        daemon.main_loop().await;
+        Ok(ExitCode::SUCCESS)
+    });
+    drop(pid_file);
+    ended
+}
+
+fn make_directories(settings: &Settings) -> Result<(), DaemonError> {
+    for (path, mode) in &settings.directories {
+        make_directory(path, *mode)
+            .map_err(|source| DaemonError::Directory { path: path.clone(), source })?;
+    }
+    Ok(())
+}
+
+fn make_directory(path: &Path, mode: u32) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+/// Everything that runs.
+struct Daemon {
+    node: Node,
+    settings: Settings,
+    links: mpsc::Receiver<LinkEvent>,
+    outcomes: mpsc::Receiver<Outcome>,
+    commands: mpsc::Receiver<Command>,
+    watch: Option<link::Watch>,
+    api: ApiHandle,
+    deadman: Arc<Deadman>,
+    guard: Option<Child>,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Daemon {
+    fn start(settings: Settings, log: Log) -> Result<Self, DaemonError> {
+        let incarnation = draw_incarnation()?;
+        tracing::warn!(
+            node = %settings.me, release = settings.release, profile = settings.profile,
+            authority = "majority", nodes = settings.nodes.len(), "ctdbd starts"
+        );
+        warn_of_virtual_machine();
+        let (executor, outcomes, deadline) = Executor::start(failover::Setup {
+            builtin: settings.builtin,
+            lease_required: settings.lease_required,
+            bpf_dir: settings.bpf_dir.clone(),
+            addresses: settings.addresses.clone(),
+            settle: settings.timing.settle(),
+            opening: settings.opening,
+            firewall: settings.firewall,
+        })?;
+        let pins = deadline.is_some().then_some(settings.bpf_dir.as_path());
+        let deadman = Arc::new(Deadman::create()?);
+        let detector = Detector::start(liveness::Setup {
+            authority: settings.authority(incarnation),
+            local: settings
+                .local_nets
+                .iter()
+                .map(|net| (net.addr(), settings.port).into())
+                .collect(),
+            deadline,
+            deadman: Some(Arc::clone(&deadman)),
+            scheduling: settings.scheduling,
+            incarnation,
+        })?;
+        let guard = guard::spawn(&deadman, pins, settings.timing.settle())
+            .map_err(system("cannot start the guard"))?;
+        let (transport, links) = Transport::start(settings.transport(incarnation))?;
+        let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let local = Local::new(Birth {
+            capabilities: settings.capabilities,
+            addresses: settings.addresses.clone(),
+            disabled: settings.start_disabled,
+            stopped: settings.start_stopped,
+            started_at: crate::clock::wall_now() as i64,
+            release: settings.release.clone(),
+            paths: settings
+                .local_nets
+                .iter()
+                .map(|net| (net.addr(), settings.port).into())
+                .collect(),
+        });
+        let coordinator = Coordinator::new(
+            coordinator::Config {
+                me: settings.me,
+                voters: settings.voters,
+                deleted: settings.deleted,
+                list_length: settings.nodes.len(),
+                give_up: settings.give_up,
+                home_nodes: settings.home_nodes.clone(),
+                failover_disabled: settings.failover_disabled,
+                planted: ctdb_core::planted::Planted::default(),
+            },
+            local.info(),
+        );
+        let mut node = Node::new(Parts {
+            me: settings.me,
+            incarnation,
+            timing: settings.timing,
+            quorum: settings.quorum,
+            port: settings.port,
+            nodes: settings.nodes.clone(),
+            local_nets: settings.local_nets.clone(),
+            local,
+            coordinator,
+            detector,
+            transport,
+            executor,
+            deadman: Some(Arc::clone(&deadman)),
+            snapshot,
+            log,
+            log_level: settings.log_level,
+            cluster_lock: settings.cluster_lock.clone(),
+            builtin: settings.builtin,
+            reload: settings.reload.clone(),
+        });
+        node.input(coordinator::Input::Policy(settings.policy));
+        node.step();
+        let api = api::start(
+            &ApiConfig {
+                socket: settings.api_socket.clone(),
+                read_socket: settings.api_read_socket.clone(),
+                group: settings.api_group.clone(),
+            },
+            snapshots,
+            sender,
+        )?;
+        let watch = match settings.builtin.then(link::Watch::open).transpose() {
+            Ok(watch) => watch,
+            Err(error) => return Err(FailoverError::from(error).into()),
+        };
+        Ok(Self {
+            node,
+            links,
+            outcomes,
+            commands,
+            watch,
+            api,
+            deadman,
+            guard: Some(guard),
+            terminate: signal(SignalKind::terminate()).map_err(system("signal handler"))?,
+            interrupt: signal(SignalKind::interrupt()).map_err(system("signal handler"))?,
+            hangup: signal(SignalKind::hangup()).map_err(system("signal handler"))?,
+            settings,
+        })
+    }
+
+    /// Until it is told to stop; then the orderly end.
+    async fn main_loop(mut self) {
+        notify(&[sd_notify::NotifyState::Ready]);
+        let mut tick = tokio::time::interval(node::TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stop = None;
+        loop {
+            self.turn(&mut tick).await;
+            self.node.step();
+            if self.node.parts.local.run_state() == ctdb_wire::ids::RunState::Shutdown {
+                let begun = *stop.get_or_insert_with(|| {
+                    tracing::warn!("Shutdown sequence commencing.");
+                    notify(&[sd_notify::NotifyState::Stopping]);
+                    crate::clock::boot_now()
+                });
+                if stop::handed_over(&self.node, begun, self.settings.shutdown_failover_timeout) {
+                    break;
+                }
+            }
+        }
+        self.end().await;
+    }
+
+    /// Waits for one thing to happen and takes it in.
+    async fn turn(&mut self, tick: &mut tokio::time::Interval) {
+        let guard = async {
+            match &mut self.guard {
+                Some(guard) => drop(guard.wait().await),
+                None => std::future::pending().await,
+            }
+        };
+        let links = async {
+            match &mut self.watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.node.parts.detector.changed() => {}
+            Some(event) = self.links.recv() => self.node.link(event),
+            Some(outcome) = self.outcomes.recv() => self.node.outcome(outcome),
+            _ = tick.tick() => {
+                self.node.tick();
+                notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+            Some(command) = self.commands.recv() => self.node.command(command),
+            result = links => match result {
+                Ok(()) => self.node.parts.executor.submit(failover::Job::Rescan),
+                Err(error) => {
+                    tracing::error!(%error, "links are not watched any more; restart the daemon");
+                    self.watch = None;
+                }
+            },
+            _ = self.terminate.recv() => self.node.shutdown("SIGTERM"),
+            _ = self.interrupt.recv() => self.node.shutdown("SIGINT"),
+            _ = self.hangup.recv() => {
+                tracing::warn!("SIGHUP: log file reopened");
+                self.node.parts.log.reopen();
+            }
+            () = guard => self.guard_ended(),
+        }
+    }
+
+    /// Without its guard the daemon's death would cost the length of a right; so there is a new
+    /// one, at most one per turn of the loop.
+    fn guard_ended(&mut self) {
+        tracing::error!("the guard has ended; starting another");
+        let pins = self.node.parts.builtin.then_some(self.settings.bpf_dir.as_path());
+        match guard::spawn(&self.deadman, pins, self.settings.timing.settle()) {
+            Ok(guard) => self.guard = Some(guard),
+            Err(error) => {
+                tracing::error!(%error, "no guard: if this daemon dies, its addresses are silent only when its right ends");
+                self.guard = None;
+            }
+        }
+    }
+}
+
+/// The service manager is told if there is one.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    // Without NOTIFY_SOCKET there is nobody to tell.
+    let _ = sd_notify::notify(states);
+}
+
+fn draw_incarnation() -> Result<Incarnation, DaemonError> {
+    loop {
+        let number = getrandom::u64().map_err(|error| DaemonError::System {
+            doing: "cannot draw a random number",
+            source: std::io::Error::other(error.to_string()),
+        })?;
+        if number != 0 {
+            return Ok(Incarnation(number));
+        }
+    }
+}
+
+/// A paused or migrated virtual machine's clock stands still (`spec/kernel.md` 8.9).
+fn warn_of_virtual_machine() {
+    let virtual_machine = std::fs::read_to_string("/proc/cpuinfo")
+        .is_ok_and(|text| text.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor")));
+    if virtual_machine {
+        tracing::warn!(
+            "this host is a virtual machine: while it is paused or migrated its clock stands still, \
+             and it can answer for addresses that were given away (ADDR-1 assumes a running clock)"
+        );
+    }
+}

@@ -1,0 +1,626 @@
+//! What operators ask for: actions of the API, from here or passed on by another node, and the
+//! wait until their effect is there (`spec/cli.md` 6.4: whoever reads the answer may rely on it).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ctdb_core::allocation::{self, Problem};
+use ctdb_core::coordinator::Input;
+use ctdb_core::leader::Know;
+use ctdb_core::local::LocalError;
+use ctdb_wire::api::{
+    Action, ApiError, BookView, Done, LeaderView, NodeVerb, PlanView, PlannedMove, Scope, WhyView,
+};
+use ctdb_wire::ids::{BootTime, NodeFlags, NodeSet, Pnn, RunState};
+use ctdb_wire::peer::{Operation, OperationError, PeerFrame};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::node::Node;
+use crate::api::Command;
+use crate::clock::boot_now;
+use crate::failover::Job;
+use crate::log::LogLevel;
+
+/// Longest wait for an effect; then the answer says what is still missing.
+const EFFECT: Duration = Duration::from_secs(15);
+/// Longest wait for another node's answer: its own wait and the way.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Actions and forwarded requests that may be under way at a time; more are refused.
+const MAX_PENDING: usize = 256;
+
+type Answer = Result<Value, ApiError>;
+
+/// Who gets an answer.
+pub(super) enum Reply {
+    /// A client of the API.
+    Client(oneshot::Sender<Answer>),
+    /// Another node, which asked with this number.
+    Peer(Pnn, u64),
+    /// A step of another action of this node.
+    Step(oneshot::Sender<Answer>),
+}
+
+enum Wait {
+    /// This node holds no address any more.
+    Emptied,
+    /// A leader is known, to be asked to settle.
+    Leader,
+    /// It was asked.
+    LeaderAnswers(oneshot::Receiver<Answer>),
+    /// As leader: every order is carried out.
+    Settled,
+    /// As leader: the address is served there.
+    Moved(IpAddr, Pnn),
+}
+
+/// What a look at a wait finds.
+enum Step {
+    /// Not yet.
+    Stay(Wait),
+    /// The next thing to wait for.
+    Next(Wait),
+    /// The effect is there.
+    Finished,
+    /// It cannot come.
+    Failed(ApiError),
+}
+
+struct Pending {
+    wait: Wait,
+    until: BootTime,
+    done: Done,
+    reply: Reply,
+}
+
+struct Forward {
+    to: Pnn,
+    until: BootTime,
+    reply: Reply,
+}
+
+/// Actions that are under way.
+#[derive(Default)]
+pub(super) struct Actions {
+    pending: Vec<Pending>,
+    forwards: BTreeMap<u64, Forward>,
+    next_id: u64,
+    /// Answers that are to be given.
+    ready: Vec<(Reply, Answer)>,
+}
+
+impl Actions {
+    /// The link with a peer is gone: what it was asked stays unanswered.
+    pub(super) fn lost(&mut self, pnn: Pnn) {
+        let lost: Vec<u64> = self
+            .forwards
+            .iter()
+            .filter(|(_, forward)| forward.to == pnn)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in lost {
+            if let Some(forward) = self.forwards.remove(&id) {
+                let error = ApiError::new(
+                    502,
+                    "node_lost",
+                    format!("the link with node {pnn} ended before it answered; look at `ctdb status`"),
+                );
+                self.ready.push((forward.reply, Err(error)));
+            }
+        }
+    }
+
+    /// A peer answers.
+    pub(super) fn answered(&mut self, from: Pnn, id: u64, result: Result<String, OperationError>) {
+        let Some(forward) = self.forwards.remove(&id) else { return };
+        if forward.to != from {
+            self.forwards.insert(id, forward);
+            return;
+        }
+        let answer = match result {
+            Ok(text) => serde_json::from_str(&text).map_err(|error| {
+                let text = format!("node {from} gave an answer that is no JSON: {error}");
+                ApiError::new(502, "bad_answer", text)
+            }),
+            Err(error) => Err(ApiError::new(error.status, &error.code, error.message)),
+        };
+        self.ready.push((forward.reply, answer));
+    }
+
+    fn has_room(&self) -> bool {
+        self.pending.len() + self.forwards.len() < MAX_PENDING
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Answer {
+    serde_json::to_value(value)
+        .map_err(|error| ApiError::new(500, "internal", format!("cannot be put in JSON: {error}")))
+}
+
+fn no_leader() -> ApiError {
+    ApiError::new(
+        503,
+        "no_leader",
+        "the cluster has no leader; `ctdb cluster status` shows which nodes answer",
+    )
+}
+
+impl Node {
+    /// A client's command.
+    pub(super) fn command(&mut self, command: Command) {
+        self.changed();
+        let Command { action, node, reply } = command;
+        self.action(action, node, Reply::Client(reply));
+    }
+
+    fn action(&mut self, action: Action, node: Option<Pnn>, reply: Reply) {
+        if !self.actions.has_room() {
+            let error = ApiError::new(503, "busy", "too many commands are under way; try again");
+            self.actions.ready.push((reply, Err(error)));
+            return;
+        }
+        let me = self.parts.me;
+        match (node, action.scope()) {
+            (Some(other), Scope::Node) if other != me => self.forward(other, &action, reply),
+            (_, Scope::Leader) => match self.leader() {
+                Some(leader) if leader == me => self.carry_out(action, reply),
+                Some(leader) => self.forward(leader, &action, reply),
+                // Without a leader a question can still be answered from what is known here.
+                None if matches!(action, Action::Leader) => self.carry_out(action, reply),
+                None => self.actions.ready.push((reply, Err(no_leader()))),
+            },
+            _ => self.carry_out(action, reply),
+        }
+    }
+
+    fn leader(&self) -> Option<Pnn> {
+        self.parts.coordinator.status().and_then(|status| status.leader).map(|term| term.leader)
+    }
+
+    fn forward(&mut self, to: Pnn, action: &Action, reply: Reply) {
+        let body = match serde_json::to_string(action) {
+            Ok(body) => body,
+            Err(error) => {
+                let error = ApiError::new(500, "internal", error.to_string());
+                self.actions.ready.push((reply, Err(error)));
+                return;
+            }
+        };
+        self.actions.next_id += 1;
+        let id = self.actions.next_id;
+        let operation =
+            Operation::Api { method: "POST".to_owned(), path: "/v1/action".to_owned(), body };
+        if self.parts.transport.send(to, &PeerFrame::Request { id, operation }) {
+            let until = boot_now() + ANSWER;
+            self.actions.forwards.insert(id, Forward { to, until, reply });
+        } else {
+            let error = ApiError::new(
+                502,
+                "node_unreachable",
+                format!("no link with node {to}; `ctdb status` shows why"),
+            );
+            self.actions.ready.push((reply, Err(error)));
+        }
+    }
+
+    /// Another node passes an action on; it must be for this one.
+    pub(super) fn remote_request(&mut self, from: Pnn, id: u64, operation: Operation) {
+        let Operation::Api { body, .. } = operation;
+        match serde_json::from_str::<Action>(&body) {
+            // Never passed on twice: a leader that is none any more says so.
+            Ok(action) if action.scope() == Scope::Leader && self.leader() != Some(self.parts.me) => {
+                self.actions.ready.push((Reply::Peer(from, id), Err(no_leader())));
+            }
+            Ok(action) => self.action(action, None, Reply::Peer(from, id)),
+            Err(error) => {
+                let text = format!("this node does not know the action ({error}); are the releases equal?");
+                let error = ApiError::new(400, "unknown_action", text);
+                self.actions.ready.push((Reply::Peer(from, id), Err(error)));
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action, reply: Reply) {
+        let answer = match action {
+            Action::Node { verb, seconds, reason } => {
+                return self.verb(verb, seconds, reason, reply);
+            }
+            Action::Move { address, to } => return self.move_address(address, to, reply),
+            Action::Reallocate => {
+                self.input(Input::Reallocate(NodeSet::EMPTY));
+                let message = "addresses are where they shall be".to_owned();
+                return self.wait(Wait::Settled, Done { changed: true, message }, reply);
+            }
+            Action::ReloadAddresses => match (self.parts.reload)() {
+                Ok(addresses) => {
+                    let message = format!("{} public addresses", addresses.len());
+                    self.parts.local.set_addresses(addresses.clone());
+                    self.parts.executor.submit(Job::SetAddresses(addresses));
+                    self.local_changed();
+                    return self.wait(Wait::Leader, Done { changed: true, message }, reply);
+                }
+                Err(text) => Err(ApiError::new(422, "bad_configuration", text)),
+            },
+            Action::Announce { address } => self.announce(address),
+            Action::InterfaceLink { name, up } => match self.parts.local.hold_link(&name, up) {
+                Ok(changed) => {
+                    self.links_changed();
+                    let message = format!("{name} is taken for {}", if up { "up" } else { "down" });
+                    return self.wait(Wait::Leader, Done { changed, message }, reply);
+                }
+                Err(error) => Err(ApiError::new(404, "no_such_interface", error.to_string())),
+            },
+            Action::LogLevel { level } => match LogLevel::parse(&level) {
+                Some(level) => {
+                    self.parts.log.set_level(level);
+                    let changed = level != self.parts.log_level;
+                    self.parts.log_level = level;
+                    json(&Done { changed, message: format!("log level is {}", level.name()) })
+                }
+                None => Err(ApiError::new(
+                    400,
+                    "bad_level",
+                    format!("'{level}' is no log level; use ERROR, WARNING, NOTICE, INFO or DEBUG"),
+                )),
+            },
+            Action::Capabilities { leader, lmaster } => {
+                let changed = self.parts.local.set_roles(leader, lmaster);
+                self.local_changed();
+                json(&Done { changed, message: "roles are set until the daemon's next start".to_owned() })
+            }
+            Action::Leader => json(&self.leader_view()),
+            Action::History => {
+                let records: Vec<_> = self.history.records().collect();
+                json(&records)
+            }
+            Action::Plan => self.plan(),
+            Action::Why { address } => self.why(address),
+        };
+        self.actions.ready.push((reply, answer));
+    }
+
+    fn verb(&mut self, verb: NodeVerb, seconds: Option<u32>, reason: Option<String>, reply: Reply) {
+        let now = boot_now();
+        let me = self.parts.me;
+        let changed = match self.parts.local.verb(now, verb, seconds, reason.clone()) {
+            Ok(changed) => changed,
+            Err(error @ (LocalError::NoBanTime | LocalError::BanTooLong(_))) => {
+                let error = ApiError::new(400, "bad_ban_time", error.to_string());
+                self.actions.ready.push((reply, Err(error)));
+                return;
+            }
+            Err(error) => {
+                let error = ApiError::new(409, "leaving", error.to_string());
+                self.actions.ready.push((reply, Err(error)));
+                return;
+            }
+        };
+        let word = match verb {
+            NodeVerb::Disable => "disabled",
+            NodeVerb::Enable => "enabled",
+            NodeVerb::Stop => "stopped",
+            NodeVerb::Start => "started",
+            NodeVerb::Ban => "banned",
+            NodeVerb::Unban => "unbanned",
+            NodeVerb::Shutdown => "shutting down",
+        };
+        if changed {
+            let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            let length = seconds.map(|s| format!(" for {s} seconds")).unwrap_or_default();
+            let text = format!("node {me} {word}{length}{why}");
+            tracing::warn!("{text}");
+            let kind = if verb == NodeVerb::Ban { "ban" } else { "node" };
+            self.history.add(kind, Some(me.get()), text, &[], &[]);
+        }
+        self.local_changed();
+        let done = Done { changed, message: format!("node {me} is {word}") };
+        match verb {
+            NodeVerb::Shutdown => {
+                let answer = json(&done);
+                self.actions.ready.push((reply, answer));
+            }
+            NodeVerb::Disable | NodeVerb::Stop | NodeVerb::Ban => {
+                self.wait(Wait::Emptied, done, reply);
+            }
+            NodeVerb::Enable | NodeVerb::Start | NodeVerb::Unban => {
+                self.wait(Wait::Leader, done, reply);
+            }
+        }
+    }
+
+    fn move_address(&mut self, address: IpAddr, to: u32, reply: Reply) {
+        let situation = self.parts.coordinator.situation();
+        let refuse = |status, code, text: String| Err(ApiError::new(status, code, text));
+        let target = Pnn::new(to).ok().filter(|pnn| {
+            self.parts.coordinator.config().voters.contains(*pnn)
+        });
+        let refused = match (target, situation.able.get(&address)) {
+            (None, _) => refuse(404, "no_such_node", format!("Node {to} does not exist")),
+            (_, None) => refuse(
+                404,
+                "no_such_address",
+                format!("no node names the public address {address}; see `ctdb ip list`"),
+            ),
+            (Some(pnn), Some(able)) if !able.contains(pnn) => refuse(
+                409,
+                "cannot_host",
+                format!("Node {to} CANNOT host IP address {address}; `ctdb ip why {address}` says why"),
+            ),
+            (Some(pnn), Some(_)) => {
+                self.input(Input::Move(address, pnn));
+                let message = format!("{address} is served by node {to}");
+                return self.wait(Wait::Moved(address, pnn), Done { changed: true, message }, reply);
+            }
+        };
+        self.actions.ready.push((reply, refused));
+    }
+
+    fn announce(&mut self, address: Option<IpAddr>) -> Answer {
+        let holds = self.parts.coordinator.holder().holds();
+        if let Some(address) = address
+            && !holds.contains_key(&address)
+        {
+            return Err(ApiError::new(
+                409,
+                "not_held",
+                format!("this node does not host {address}; only its host announces an address"),
+            ));
+        }
+        let count = address.map_or(holds.len(), |_| 1);
+        self.parts.executor.submit(Job::Announce(address));
+        json(&Done { changed: true, message: format!("{count} addresses announced") })
+    }
+
+    fn wait(&mut self, wait: Wait, done: Done, reply: Reply) {
+        let until = boot_now() + EFFECT;
+        self.actions.pending.push(Pending { wait, until, done, reply });
+    }
+
+    /// Looks at everything that waits; true if something moved on, so that it is worth another look.
+    pub(super) fn actions_due(&mut self, now: BootTime) -> bool {
+        let mut moved = false;
+        for pending in std::mem::take(&mut self.actions.pending) {
+            let Pending { wait, until, done, reply } = pending;
+            match self.look_at(wait) {
+                Step::Finished => {
+                    let answer = json(&done);
+                    self.actions.ready.push((reply, answer));
+                    moved = true;
+                }
+                Step::Failed(error) => self.actions.ready.push((reply, Err(error))),
+                // It was done here; what others have to do for it is not seen yet.
+                Step::Stay(_) | Step::Next(_) if until <= now => {
+                    let text = format!(
+                        "{}, but the cluster has not settled within {} s; look at `ctdb status` \
+                         and `ctdb ip list`",
+                        done.message,
+                        EFFECT.as_secs()
+                    );
+                    self.actions.ready.push((reply, Err(ApiError::new(504, "not_settled", text))));
+                }
+                Step::Stay(wait) => {
+                    self.actions.pending.push(Pending { wait, until, done, reply });
+                }
+                Step::Next(wait) => {
+                    self.actions.pending.push(Pending { wait, until, done, reply });
+                    moved = true;
+                }
+            }
+        }
+        self.overdue(now);
+        for (reply, answer) in std::mem::take(&mut self.actions.ready) {
+            moved |= matches!(reply, Reply::Step(_));
+            self.answer(reply, answer);
+        }
+        moved
+    }
+
+    /// Other nodes that do not answer.
+    fn overdue(&mut self, now: BootTime) {
+        let overdue: Vec<u64> = self
+            .actions
+            .forwards
+            .iter()
+            .filter(|(_, forward)| forward.until <= now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in overdue {
+            if let Some(forward) = self.actions.forwards.remove(&id) {
+                let text = format!("node {} does not answer; look at `ctdb status`", forward.to);
+                self.actions.ready.push((forward.reply, Err(ApiError::new(504, "timeout", text))));
+            }
+        }
+    }
+
+    fn look_at(&mut self, wait: Wait) -> Step {
+        let coordinator = &self.parts.coordinator;
+        match wait {
+            Wait::Emptied => {
+                let has_right =
+                    coordinator.status().is_some_and(|status| status.right_until.is_some());
+                if coordinator.holder().holds().is_empty() || !has_right {
+                    Step::Next(Wait::Leader)
+                } else {
+                    Step::Stay(Wait::Emptied)
+                }
+            }
+            Wait::Leader if self.leader().is_some() => {
+                let (sender, receiver) = oneshot::channel();
+                self.action(Action::Reallocate, None, Reply::Step(sender));
+                Step::Next(Wait::LeaderAnswers(receiver))
+            }
+            Wait::Leader => Step::Stay(Wait::Leader),
+            Wait::LeaderAnswers(mut receiver) => match receiver.try_recv() {
+                Ok(Ok(_)) => Step::Finished,
+                // The leader changed meanwhile; the next one is asked at the next turn.
+                Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => Step::Stay(Wait::Leader),
+                Err(oneshot::error::TryRecvError::Empty) => {
+                    Step::Stay(Wait::LeaderAnswers(receiver))
+                }
+            },
+            Wait::Settled => match coordinator.leader() {
+                Some(leader) if leader.settled() => Step::Finished,
+                Some(_) => Step::Stay(Wait::Settled),
+                None => Step::Failed(no_leader()),
+            },
+            Wait::Moved(address, to) => match coordinator.leader() {
+                Some(leader) if leader.serves(address) == Some(to) => Step::Finished,
+                Some(leader) if leader.whereabouts(address).0 != Some(to) => {
+                    let text = format!(
+                        "Failed to move IP {address} to node {to}; `ctdb ip why {address}` says why"
+                    );
+                    Step::Failed(ApiError::new(409, "move_failed", text))
+                }
+                Some(_) => Step::Stay(Wait::Moved(address, to)),
+                None => Step::Failed(no_leader()),
+            },
+        }
+    }
+
+    fn answer(&mut self, reply: Reply, answer: Answer) {
+        match reply {
+            // Whoever asked may have gone; the action stands.
+            Reply::Client(sender) | Reply::Step(sender) => drop(sender.send(answer)),
+            Reply::Peer(pnn, id) => {
+                let result = answer.map(|value| value.to_string()).map_err(|error| OperationError {
+                    status: error.status,
+                    code: error.code,
+                    message: error.message,
+                });
+                self.parts.transport.send(pnn, &PeerFrame::Reply { id, result });
+            }
+        }
+    }
+
+    fn leader_view(&self) -> LeaderView {
+        let coordinator = &self.parts.coordinator;
+        let term = coordinator.status().and_then(|status| status.leader);
+        let leader = coordinator.leader();
+        LeaderView {
+            leader: term.map(|term| term.leader.get()),
+            term: term.map(|term| term.number),
+            acting: leader.is_some(),
+            books: leader
+                .into_iter()
+                .flat_map(ctdb_core::leader::Leader::hosts)
+                .map(|(pnn, know, may)| BookView {
+                    node: pnn.get(),
+                    know: match know {
+                        Know::Unknown => "unknown",
+                        Know::Known => "known",
+                        Know::Dead => "dead",
+                    }
+                    .to_owned(),
+                    may_hold: may as u32,
+                })
+                .collect(),
+            settled: leader.is_some_and(ctdb_core::leader::Leader::settled),
+        }
+    }
+
+    fn plan(&self) -> Answer {
+        let Some(leader) = self.parts.coordinator.leader() else { return Err(no_leader()) };
+        let situation = self.parts.coordinator.situation();
+        let states = leader.address_states(&situation);
+        let plan = allocation::allocate(&Problem {
+            nodes: situation.list_length,
+            addresses: &states,
+            policy: situation.policy,
+            home_nodes: &situation.home_nodes,
+            rebalance: NodeSet::EMPTY,
+        });
+        let mut view = PlanView::default();
+        for (state, assignment) in states.iter().zip(&plan.assignments) {
+            if state.current == assignment.to && assignment.to.is_some() {
+                view.unchanged += 1;
+            } else if assignment.to.is_none() {
+                view.unhosted.push(assignment.address);
+            } else {
+                view.moves.push(PlannedMove {
+                    address: assignment.address,
+                    from: state.current.map(Pnn::get),
+                    to: assignment.to.map(Pnn::get),
+                    reason: assignment.reason.to_string(),
+                });
+            }
+        }
+        if situation.policy.no_takeover {
+            view.notes.push("NoIPTakeover is set: nothing is given to anybody".to_owned());
+        }
+        if situation.disabled {
+            view.notes.push("[failover] disabled is set: the plan is not carried out".to_owned());
+        }
+        json(&view)
+    }
+
+    fn why(&self, address: IpAddr) -> Answer {
+        let coordinator = &self.parts.coordinator;
+        let Some(leader) = coordinator.leader() else { return Err(no_leader()) };
+        let now = boot_now();
+        let situation = coordinator.situation();
+        let Some(able) = situation.able.get(&address) else {
+            return Err(ApiError::new(
+                404,
+                "no_such_address",
+                format!("no node names the public address {address}; see `ctdb ip list`"),
+            ));
+        };
+        let (wanted, may) = leader.whereabouts(address);
+        let owner = leader.serves(address);
+        let mut nodes = BTreeMap::new();
+        for pnn in coordinator.config().voters.iter() {
+            let text = self.why_on(now, address, pnn, able.contains(pnn));
+            nodes.insert(pnn.get(), text);
+        }
+        let reason = match (owner, wanted) {
+            (Some(owner), _) => format!("node {owner} serves it"),
+            (None, Some(wanted)) if !leader.complete() => format!(
+                "it shall go to node {wanted}, as soon as every node has answered this leader or \
+                 its right has ended"
+            ),
+            (None, Some(wanted)) if may.iter().any(|pnn| pnn != wanted) => {
+                format!("on its way to node {wanted}; its former host has not let go yet")
+            }
+            (None, Some(wanted)) => format!("on its way to node {wanted}"),
+            (None, None) => "no node can host it".to_owned(),
+        };
+        json(&WhyView {
+            address,
+            owner: owner.map(Pnn::get),
+            wanted: wanted.map(Pnn::get),
+            may_hold: may.iter().map(Pnn::get).collect(),
+            nodes,
+            reason,
+        })
+    }
+
+    fn why_on(&self, now: BootTime, address: IpAddr, pnn: Pnn, able: bool) -> String {
+        let coordinator = &self.parts.coordinator;
+        let flags = coordinator.flags(now, pnn);
+        let info = if pnn == self.parts.me {
+            Some(coordinator.info())
+        } else {
+            coordinator.peer(pnn).info.as_ref()
+        };
+        let refused = coordinator.leader().and_then(|leader| leader.refusal(pnn, address));
+        match info {
+            _ if flags.intersects(NodeFlags::NO_ADDRESSES) => format!("no: {flags}"),
+            None => "no: nothing is known of it yet".to_owned(),
+            Some(info) if info.run_state != RunState::Running => {
+                format!("no: its run state is {}", info.run_state)
+            }
+            Some(info) => match info.addresses.iter().find(|known| known.net.addr() == address) {
+                None => "no: its public addresses file does not name it".to_owned(),
+                Some(known) if !known.available => {
+                    format!("no: no link on {}", known.interfaces.join(", "))
+                }
+                Some(_) if refused.is_some() => {
+                    format!("not now: {}", refused.unwrap_or_default())
+                }
+                Some(_) if able => "yes".to_owned(),
+                Some(_) => "no: it only votes".to_owned(),
+            },
+        }
+    }
+}

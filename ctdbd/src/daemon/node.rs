@@ -1,0 +1,443 @@
+//! The main loop: feeds the pure cores and carries out what they ask for.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ctdb_core::authority::Timing;
+use ctdb_core::coordinator::{Coordinator, Effect, Input};
+use ctdb_core::holder::Work;
+use ctdb_core::local::Local;
+use ctdb_ebpf::deadman::{Deadman, GuardPeer};
+use ctdb_wire::api::Snapshot;
+use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
+use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState};
+use ctdb_wire::peer::PeerFrame;
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+use super::actions::Actions;
+use super::generation::Generation;
+use super::history::History;
+use super::paths;
+use super::snapshot::{self, View};
+use crate::clock::{boot_now, wall_now};
+use crate::failover::{Executor, Job, Outcome, Placed};
+use crate::liveness::{self, Detector};
+use crate::log::{Log, LogLevel};
+use crate::transport::datagram::{SessionKeys, seal_gone};
+use crate::transport::{LinkEvent, TransportHandle};
+
+/// How often the main loop shows that it works (MEM-4), and bans and waits are looked at.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// Snapshots hold ages; they are made anew this often even if nothing changed.
+const REFRESH: Duration = Duration::from_millis(500);
+
+/// What the main loop is made of.
+pub(super) struct Parts {
+    pub(super) me: Pnn,
+    pub(super) incarnation: Incarnation,
+    pub(super) timing: Timing,
+    pub(super) quorum: usize,
+    pub(super) port: u16,
+    /// (number, address, deleted), the whole list.
+    pub(super) nodes: Vec<(u32, IpAddr, bool)>,
+    /// Networks of the heartbeat sockets, in their order.
+    pub(super) local_nets: Vec<IpNet>,
+    pub(super) local: Local,
+    pub(super) coordinator: Coordinator,
+    pub(super) detector: Detector,
+    pub(super) transport: TransportHandle,
+    pub(super) executor: Executor,
+    pub(super) deadman: Option<Arc<Deadman>>,
+    pub(super) snapshot: watch::Sender<Arc<Snapshot>>,
+    pub(super) log: Log,
+    pub(super) log_level: LogLevel,
+    pub(super) cluster_lock: Option<String>,
+    pub(super) builtin: bool,
+    pub(super) reload: super::settings::Reload,
+}
+
+/// The main loop's state.
+pub(super) struct Node {
+    pub(super) parts: Parts,
+    pub(super) actions: Actions,
+    pub(super) history: History,
+    generation: Generation,
+    started_at: f64,
+    /// Inputs that follow from what was just done.
+    inputs: VecDeque<Input>,
+    /// What the local view changed, to be said to all.
+    local_changed: bool,
+    told_eligible: Option<bool>,
+    /// Commands that the detector had no room for.
+    unsaid: VecDeque<liveness::Command>,
+    dirty: bool,
+    published_at: BootTime,
+    /// Whether the right has been there, for the log.
+    warned_alone: bool,
+}
+
+impl Node {
+    pub(super) fn new(parts: Parts) -> Self {
+        let mut node = Self {
+            actions: Actions::default(),
+            history: History::default(),
+            generation: Generation::default(),
+            started_at: wall_now(),
+            inputs: VecDeque::new(),
+            local_changed: true,
+            told_eligible: None,
+            unsaid: VecDeque::new(),
+            dirty: true,
+            published_at: BootTime::ZERO,
+            warned_alone: false,
+            parts,
+        };
+        node.parts.local.advance(RunState::FirstRecovery);
+        node
+    }
+
+    /// Everything after something has happened: decide, act, show.
+    pub(super) fn step(&mut self) {
+        let now = boot_now();
+        self.parts.detector.progress(now);
+        self.follow_detector(now);
+        self.settle_inputs(now);
+        // An action can take some steps at once; the bound guards against a bug.
+        for _ in 0..8 {
+            let moved = self.actions_due(now);
+            self.settle_inputs(now);
+            if !moved {
+                break;
+            }
+        }
+        self.tell_eligible();
+        self.follow_generation(now);
+        self.publish(now);
+    }
+
+    /// Time has passed.
+    pub(super) fn tick(&mut self) {
+        let now = boot_now();
+        if self.parts.local.tick(now) {
+            tracing::warn!("Banning timed out");
+            self.history.add("ban", Some(self.parts.me.get()), "Banning timed out".to_owned(), &[], &[]);
+            self.local_changed = true;
+        }
+        self.parts.executor.flush();
+        self.flush_unsaid();
+        self.inputs.push_back(Input::Tick);
+    }
+
+    pub(super) fn changed(&mut self) {
+        self.dirty = true;
+    }
+
+    pub(super) fn local_changed(&mut self) {
+        self.local_changed = true;
+        self.dirty = true;
+    }
+
+    pub(super) fn input(&mut self, input: Input) {
+        self.inputs.push_back(input);
+        self.dirty = true;
+    }
+
+    /// Level-triggered: whatever has woken the loop, decisions are made on the newest state.
+    fn follow_detector(&mut self, now: BootTime) {
+        let status = self.parts.detector.status();
+        let (right, leader) = (status.right_until.is_some(), status.leader.is_some());
+        if self.parts.local.observe(right, leader) {
+            tracing::warn!("Recovery complete; this node serves");
+            self.local_changed = true;
+        }
+        let late = self.parts.coordinator.status().map_or(0, |old| old.late_ticks);
+        if status.late_ticks > late {
+            tracing::warn!(
+                late_ticks = status.late_ticks,
+                "the detector ran late; this host is overloaded or was paused"
+            );
+        }
+        if self.local_changed {
+            self.local_changed = false;
+            self.dirty = true;
+            // R9: the coordinator stops acting on this before the detector is told.
+            let info = self.parts.local.info();
+            self.handle(now, Input::Info(info));
+        }
+        self.handle(now, Input::Status(Box::new(status)));
+    }
+
+    fn settle_inputs(&mut self, now: BootTime) {
+        loop {
+            while let Some(input) = self.inputs.pop_front() {
+                self.handle(now, input);
+            }
+            if !self.local_changed {
+                return;
+            }
+            self.local_changed = false;
+            self.dirty = true;
+            let info = self.parts.local.info();
+            self.handle(now, Input::Info(info));
+        }
+    }
+
+    fn handle(&mut self, now: BootTime, input: Input) {
+        for effect in self.parts.coordinator.handle(now, input) {
+            match effect {
+                Effect::Send(pnn, frame) => {
+                    self.parts.transport.send(pnn, &frame);
+                }
+                Effect::Work(work) => self.work(work),
+                Effect::Note(note) => {
+                    self.dirty = true;
+                    tracing::warn!(kind = note.kind, "{}", note.text);
+                    let node = note.node.map(Pnn::get);
+                    self.history.add(note.kind, node, note.text, &note.addresses, &[]);
+                }
+            }
+        }
+    }
+
+    fn work(&mut self, work: Work) {
+        self.dirty = true;
+        match work {
+            Work::Take { epoch, slot, addresses } => {
+                let mut placed = Vec::new();
+                let mut failed = Vec::new();
+                for address in addresses {
+                    match self.parts.local.place(address) {
+                        Ok((net, interface)) => placed.push(Placed { net, interface }),
+                        Err(reason) => failed.push((address, Err(reason))),
+                    }
+                }
+                if !failed.is_empty() {
+                    self.inputs.push_back(Input::Taken { epoch, results: failed });
+                }
+                if !placed.is_empty() {
+                    self.parts.executor.submit(Job::Take { epoch, slot, addresses: placed });
+                }
+            }
+            Work::Release { addresses } => self.parts.executor.submit(Job::Release { addresses }),
+            Work::Discard { addresses } => {
+                for address in &addresses {
+                    self.parts.local.unplace(*address);
+                }
+                self.local_changed = true;
+                self.parts.executor.submit(Job::Discard { addresses });
+            }
+        }
+    }
+
+    /// The executor says what came of its work.
+    pub(super) fn outcome(&mut self, outcome: Outcome) {
+        self.dirty = true;
+        let me = Some(self.parts.me.get());
+        match outcome {
+            Outcome::Taken { epoch, results, phases } => {
+                let mut taken = Vec::new();
+                for (address, result) in &results {
+                    match result {
+                        Ok(()) => {
+                            taken.push(*address);
+                            let interface = self.parts.local.interface_of(*address).unwrap_or("?");
+                            tracing::warn!("Takeover of IP {address} on interface {interface}");
+                        }
+                        Err(reason) => {
+                            tracing::error!(%address, reason, "takeover failed and was undone");
+                            self.parts.local.unplace(*address);
+                            let text = format!("takeover of {address} failed: {reason}");
+                            self.history.add("takeover", me, text, &[*address], &[]);
+                        }
+                    }
+                }
+                if !taken.is_empty() {
+                    let text = format!("took over {} addresses", taken.len());
+                    self.history.add("takeover", me, text, &taken, &phases);
+                }
+                self.local_changed = true;
+                self.inputs.push_back(Input::Taken { epoch, results });
+            }
+            Outcome::Released { addresses, phases } => {
+                for address in &addresses {
+                    let interface = self.parts.local.interface_of(*address).unwrap_or("?");
+                    tracing::warn!("Release of IP {address} on interface {interface}");
+                    self.parts.local.unplace(*address);
+                }
+                let text = format!("released {} addresses", addresses.len());
+                self.history.add("release", me, text, &addresses, &phases);
+                self.local_changed = true;
+                self.inputs.push_back(Input::Released(addresses));
+            }
+            Outcome::Removed { addresses, connections } => {
+                if connections > 0 {
+                    let text = format!("ended {connections} connections");
+                    tracing::info!(connections, count = addresses.len(), "connections to released addresses ended");
+                    self.history.add("connections", me, text, &addresses, &[]);
+                }
+            }
+            Outcome::Links(links) => {
+                let links = links.iter().map(|(name, up)| (name.as_str(), *up));
+                if self.parts.local.set_links(links) {
+                    tracing::warn!("links of this host changed");
+                    self.links_changed();
+                }
+            }
+            Outcome::Closed => {}
+        }
+    }
+
+    /// Addresses follow to interfaces whose link is up; the rest is the leader's decision.
+    pub(super) fn links_changed(&mut self) {
+        let moves = self.parts.local.relocate();
+        if !moves.is_empty() {
+            self.parts.executor.submit(Job::Relocate(moves));
+        }
+        self.local_changed();
+    }
+
+    /// A link's events.
+    pub(super) fn link(&mut self, event: LinkEvent) {
+        self.dirty = true;
+        match event {
+            LinkEvent::Up { pnn, incarnation, session, .. } => {
+                self.prepare_guard(pnn, &session);
+                let address = self
+                    .parts
+                    .nodes
+                    .iter()
+                    .find(|(number, ..)| *number == pnn.get())
+                    .map(|(_, address, _)| (*address, self.parts.port).into());
+                let paths = paths::pair(&self.parts.local_nets, address.as_slice());
+                self.tell_detector(liveness::Command::Session {
+                    pnn,
+                    incarnation,
+                    keys: Box::new(session),
+                    paths,
+                });
+                self.inputs.push_back(Input::LinkUp(pnn, incarnation));
+            }
+            LinkEvent::Down { pnn, .. } => {
+                self.actions.lost(pnn);
+                self.inputs.push_back(Input::LinkDown(pnn));
+            }
+            // In order behind its `Up`, so it is of that life.
+            LinkEvent::Frame { pnn, frame, .. } => self.frame(pnn, frame),
+        }
+    }
+
+    fn frame(&mut self, pnn: Pnn, frame: PeerFrame) {
+        match frame {
+            PeerFrame::Request { id, operation } => self.remote_request(pnn, id, operation),
+            PeerFrame::Reply { id, result } => self.actions.answered(pnn, id, result),
+            PeerFrame::Info(info) => {
+                let known = self.parts.coordinator.peer(pnn).info.as_ref();
+                if known.is_none_or(|known| known.paths != info.paths) {
+                    let paths = paths::pair(&self.parts.local_nets, &info.paths);
+                    self.tell_detector(liveness::Command::Paths(pnn, paths));
+                }
+                self.inputs.push_back(Input::Frame(pnn, PeerFrame::Info(info)));
+            }
+            frame => self.inputs.push_back(Input::Frame(pnn, frame)),
+        }
+    }
+
+    /// What the guard will say to this peer if the daemon dies (R19).
+    fn prepare_guard(&self, pnn: Pnn, session: &SessionKeys) {
+        let Some(deadman) = &self.parts.deadman else { return };
+        let Some((_, address, _)) =
+            self.parts.nodes.iter().find(|(number, ..)| *number == pnn.get())
+        else {
+            return;
+        };
+        let mut plain = [0; MAX_MESSAGE];
+        let gone = Message::Gone { incarnation: self.parts.incarnation };
+        let length = gone.encode(&mut plain);
+        let mut peer = GuardPeer::new((*address, self.parts.port).into());
+        let sealed = seal_gone(
+            &session.send_key,
+            session.session_id,
+            self.parts.me,
+            &plain[..length],
+            &mut peer.datagram,
+        );
+        peer.length = sealed as u8;
+        deadman.set_peer(pnn.index(), Some(peer));
+    }
+
+    fn tell_eligible(&mut self) {
+        let eligible = self.parts.local.may_lead();
+        if self.told_eligible != Some(eligible) {
+            self.told_eligible = Some(eligible);
+            self.tell_detector(liveness::Command::Eligible(eligible));
+        }
+    }
+
+    pub(super) fn tell_detector(&mut self, command: liveness::Command) {
+        self.unsaid.push_back(command);
+        self.flush_unsaid();
+    }
+
+    fn flush_unsaid(&mut self) {
+        while let Some(command) = self.unsaid.pop_front() {
+            if let Err(refused) = self.parts.detector.command(command) {
+                tracing::warn!("the detector does not take commands; trying again");
+                self.unsaid.push_front(refused);
+                return;
+            }
+        }
+    }
+
+    fn follow_generation(&mut self, now: BootTime) {
+        let status = self.parts.coordinator.status();
+        let serving = status.filter(|status| status.right_until.is_some());
+        let term = serving.and_then(|status| status.leader);
+        let members = if term.is_some() {
+            snapshot::active_lmasters(&self.parts.coordinator, now)
+        } else {
+            Vec::new()
+        };
+        self.dirty |= self.generation.follow(term, members, wall_now());
+        if serving.is_none()
+            && !self.warned_alone
+            && self.parts.local.run_state() < RunState::Running
+            && now.since(self.started()) > Duration::from_secs(10)
+        {
+            self.warned_alone = true;
+            tracing::error!(
+                quorum = self.parts.quorum,
+                "no right to serve since the start: fewer than the quorum of the configured nodes \
+                 answer; see `ctdb cluster status`"
+            );
+        }
+    }
+
+    fn started(&self) -> BootTime {
+        let age = wall_now() - self.started_at;
+        boot_now() - Duration::from_secs_f64(age.max(0.0))
+    }
+
+    fn publish(&mut self, now: BootTime) {
+        if !self.dirty && now.since(self.published_at) < REFRESH {
+            return;
+        }
+        self.dirty = false;
+        self.published_at = now;
+        let view = View {
+            now,
+            coordinator: &self.parts.coordinator,
+            local: &self.parts.local,
+            nodes: &self.parts.nodes,
+            quorum: self.parts.quorum,
+            generation: &self.generation,
+            cluster_lock: self.parts.cluster_lock.as_deref(),
+            log_level: self.parts.log_level.name(),
+            builtin: self.parts.builtin,
+            started_at: self.started_at,
+        };
+        self.parts.snapshot.send_replace(Arc::new(snapshot::make(&view)));
+    }
+}

@@ -1,0 +1,269 @@
+//! What the daemon takes from its configuration and its host, checked once.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ctdb_core::allocation::Policy;
+use ctdb_core::authority::{self, Timing};
+use ctdb_core::local::PublicAddress;
+use ctdb_netfw::link::Dump;
+use ctdb_wire::ids::{Incarnation, NodeSet, Pnn};
+use ctdb_wire::peer::Capabilities;
+use ipnet::IpNet;
+
+use super::paths;
+use crate::config::{
+    self, AddressMode, Authority, Config, DetectorPriority, LeasePaths, OwnNodeError, Severity,
+};
+use crate::liveness::{MAX_PATHS, Scheduling};
+use crate::log::{Location, LogLevel};
+use crate::process::Priority;
+use crate::transport::key::{KeyError, KeyRing};
+use crate::transport::{Security, TransportConfig};
+
+/// A node without right takes its addresses off its interfaces after this many leases.
+const GIVE_UP_LEASES: u32 = 4;
+
+/// Reads the public addresses file again.
+pub(super) type Reload = Arc<dyn Fn() -> Result<Vec<PublicAddress>, String> + Send + Sync>;
+
+/// Why the daemon cannot serve with this configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The lock follows in a later release.
+    #[error(
+        "[cluster] authority = {0} is not served by this release yet; use `authority = majority` \
+         with three or more nodes (a voter-only node counts)"
+    )]
+    Authority(&'static str),
+    /// Own number.
+    #[error(transparent)]
+    OwnNode(#[from] OwnNodeError),
+    /// Key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// The daemon's settings.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) me: Pnn,
+    pub(super) release: String,
+    pub(super) profile: &'static str,
+    pub(super) timing: Timing,
+    pub(super) quorum: usize,
+    pub(super) voters: NodeSet,
+    pub(super) deleted: NodeSet,
+    /// (number, address, deleted), the whole list.
+    pub(super) nodes: Vec<(u32, IpAddr, bool)>,
+    pub(super) port: u16,
+    pub(super) security: Security,
+    pub(super) cluster_name: String,
+    pub(super) cluster_lock: Option<String>,
+    pub(super) capabilities: Capabilities,
+    pub(super) start_disabled: bool,
+    pub(super) start_stopped: bool,
+    pub(super) builtin: bool,
+    pub(super) lease_required: bool,
+    pub(super) bpf_dir: PathBuf,
+    pub(super) addresses: Vec<PublicAddress>,
+    pub(super) home_nodes: BTreeMap<IpAddr, Pnn>,
+    pub(super) policy: Policy,
+    pub(super) failover_disabled: bool,
+    pub(super) shutdown_failover_timeout: Duration,
+    pub(super) shutdown_extra_timeout: Duration,
+    pub(super) firewall: bool,
+    pub(super) opening: Duration,
+    pub(super) local_nets: Vec<IpNet>,
+    pub(super) scheduling: Scheduling,
+    pub(super) priority: Priority,
+    pub(super) give_up: Duration,
+    pub(super) log: Location,
+    pub(super) log_is_default: bool,
+    pub(super) log_level: LogLevel,
+    pub(super) pid_file: PathBuf,
+    pub(super) api_socket: PathBuf,
+    pub(super) api_read_socket: PathBuf,
+    pub(super) api_group: Option<String>,
+    /// Directories that must be there, with their mode.
+    pub(super) directories: Vec<(PathBuf, u32)>,
+    pub(super) reload: Reload,
+}
+
+fn public(addresses: &[config::PublicAddress]) -> Vec<PublicAddress> {
+    addresses
+        .iter()
+        .map(|address| PublicAddress { net: address.net, interfaces: address.interfaces.clone() })
+        .collect()
+}
+
+impl Settings {
+    /// Takes a checked configuration and what is on the host's interfaces.
+    pub(super) fn new(config: &Config, dump: &Dump) -> Result<Self, SettingsError> {
+        if config.cluster.authority != Authority::Majority {
+            return Err(SettingsError::Authority(config.cluster.authority.name()));
+        }
+        let local: Vec<IpAddr> = dump.addresses.iter().map(|(_, net)| net.addr()).collect();
+        let me = config::own_node(config, &local)?;
+        let security = match config.security.transport {
+            config::Transport::Noise => Security::Noise(KeyRing::load(&config.security.key_file)?),
+            config::Transport::Plain => Security::Plain,
+        };
+        let addresses = public(&config.public_addresses);
+        let timing = config.timing();
+        let paths = &config.paths;
+        let run = paths.run.clone();
+        Ok(Self {
+            me,
+            release: release(),
+            profile: config.lease.profile.name(),
+            timing,
+            quorum: config.quorum(),
+            voters: config.nodes.set(),
+            deleted: config
+                .nodes
+                .entries
+                .iter()
+                .filter(|node| node.deleted)
+                .map(|node| node.pnn)
+                .collect(),
+            nodes: config
+                .nodes
+                .entries
+                .iter()
+                .map(|node| (node.pnn.get(), node.address, node.deleted))
+                .collect(),
+            port: config.cluster.port,
+            security,
+            cluster_name: config.cluster.name.clone(),
+            cluster_lock: config.cluster.lock.as_ref().map(|lock| lock.text.clone()),
+            capabilities: config.capabilities(),
+            start_disabled: config.legacy.start_as_disabled,
+            start_stopped: config.legacy.start_as_stopped,
+            builtin: config.failover.addresses == AddressMode::Builtin,
+            lease_required: config.lease.required,
+            bpf_dir: paths.bpf.clone(),
+            local_nets: heartbeat_nets(config, me, dump),
+            addresses,
+            home_nodes: config.home_nodes.clone(),
+            policy: config.tunables.policy(),
+            failover_disabled: config.failover.disabled,
+            shutdown_failover_timeout: config.failover.shutdown_timeout,
+            shutdown_extra_timeout: config.failover.shutdown_extra,
+            firewall: config.firewall.enabled,
+            opening: config.firewall.opening_timeout,
+            scheduling: match config.priority.detector {
+                DetectorPriority::Normal => Scheduling::Normal,
+                DetectorPriority::RoundRobin(priority) => Scheduling::RoundRobin(priority),
+            },
+            priority: config.priority.daemon,
+            give_up: timing.lease * GIVE_UP_LEASES,
+            log: config.logging.location.clone(),
+            log_is_default: config.logging.location == Location::File(paths.log.clone()),
+            log_level: config.logging.level,
+            pid_file: paths.pid_file.clone(),
+            api_socket: paths.api_socket.clone(),
+            api_read_socket: paths.api_read_socket.clone(),
+            api_group: config.api.group.clone(),
+            directories: vec![(run, 0o755)],
+            reload: reload(paths.public_addresses.clone()),
+        })
+    }
+
+    /// The detector's configuration for this life.
+    pub(super) fn authority(&self, incarnation: Incarnation) -> authority::Config {
+        authority::Config {
+            quorum: self.quorum,
+            ..authority::Config::majority(self.me, incarnation, self.voters, self.timing)
+        }
+    }
+
+    /// The links' configuration for this life.
+    pub(super) fn transport(&self, incarnation: Incarnation) -> TransportConfig {
+        let nodes = self
+            .nodes
+            .iter()
+            .filter(|(_, _, deleted)| !deleted)
+            .filter_map(|(number, address, _)| Some((Pnn::new(*number).ok()?, *address)))
+            .collect();
+        let mut transport = TransportConfig::new(
+            self.me,
+            nodes,
+            self.security.clone(),
+            incarnation,
+            self.release.clone(),
+        );
+        transport.port = self.port;
+        transport.cluster_name.clone_from(&self.cluster_name);
+        transport
+    }
+}
+
+/// As `ctdb version` prints it.
+pub(super) fn release() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}
+
+fn heartbeat_nets(config: &Config, me: Pnn, dump: &Dump) -> Vec<IpNet> {
+    let own = config.nodes.address(me).unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    let public: Vec<IpAddr> =
+        config.public_addresses.iter().map(config::PublicAddress::address).collect();
+    let (wanted, most): (Vec<u32>, usize) = match &config.lease.paths {
+        LeasePaths::Private => (Vec::new(), 1),
+        LeasePaths::Auto => {
+            let names: Vec<&String> =
+                config.public_addresses.iter().flat_map(|address| &address.interfaces).collect();
+            let indices = dump
+                .links
+                .iter()
+                .filter(|link| names.contains(&&link.name))
+                .map(|link| link.index)
+                .collect();
+            (indices, MAX_PATHS)
+        }
+        LeasePaths::Addresses(addresses) => {
+            let indices = dump
+                .addresses
+                .iter()
+                .filter(|(_, net)| addresses.contains(&net.addr()))
+                .map(|(index, _)| *index)
+                .collect();
+            (indices, MAX_PATHS)
+        }
+    };
+    let candidates: Vec<(u32, IpNet)> = match &config.lease.paths {
+        LeasePaths::Addresses(addresses) => dump
+            .addresses
+            .iter()
+            .filter(|(_, net)| net.addr() == own || addresses.contains(&net.addr()))
+            .copied()
+            .collect(),
+        _ => dump.addresses.clone(),
+    };
+    paths::local_paths(own, &candidates, &wanted, &public, most)
+}
+
+fn reload(file: PathBuf) -> Reload {
+    Arc::new(move || {
+        let mut report = config::Report::default();
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
+        };
+        let list = config::PublicAddress::parse_list(&text, &file, &mut report);
+        let mistakes: Vec<String> = report
+            .problems
+            .iter()
+            .filter(|problem| problem.severity == Severity::Error)
+            .map(ToString::to_string)
+            .collect();
+        match list {
+            Some(list) if mistakes.is_empty() => Ok(public(&list)),
+            _ => Err(mistakes.join("; ")),
+        }
+    })
+}

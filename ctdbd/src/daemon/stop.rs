@@ -1,0 +1,79 @@
+//! The orderly end (`spec/cluster.md` 2.15): hand over, fall silent, say so, take everything away.
+
+use std::time::Duration;
+
+use ctdb_wire::api::NodeVerb;
+use ctdb_wire::ids::BootTime;
+
+use super::Daemon;
+use super::node::Node;
+use crate::clock::boot_now;
+use crate::failover::{Job, Outcome};
+use crate::liveness::Command;
+
+/// How long the end waits for the executor to take everything away; with thousands of
+/// connections that is seconds.
+const TAKE_AWAY: Duration = Duration::from_secs(20);
+
+impl Node {
+    /// Begins the orderly end.
+    pub(super) fn shutdown(&mut self, why: &str) {
+        let now = boot_now();
+        if self.parts.local.verb(now, NodeVerb::Shutdown, None, None) == Ok(true) {
+            tracing::warn!(why, "asked to stop");
+            self.history.add("node", Some(self.parts.me.get()), format!("stops: {why}"), &[], &[]);
+        }
+        self.local_changed();
+    }
+}
+
+/// Whether the node may go: it holds nothing any more, or nobody has taken it in time.
+pub(super) fn handed_over(node: &Node, begun: BootTime, limit: Duration) -> bool {
+    let coordinator = &node.parts.coordinator;
+    let holds = coordinator.holder().holds().len();
+    let has_right = coordinator.status().is_some_and(|status| status.right_until.is_some());
+    // The leader must have seen that this node leaves before "holds nothing" means something.
+    let asked = boot_now().since(begun) >= super::node::TICK;
+    // A leader that leaves sees its last orders carried out, as far as anybody is there.
+    let settled = coordinator.leader().is_none_or(|leader| leader.settled() || leader.is_alone());
+    if asked && (!has_right || holds == 0 && settled) {
+        return true;
+    }
+    let late = boot_now().since(begun) >= limit;
+    if late {
+        tracing::warn!(holds, "nobody has taken the remaining addresses in time; stopping without");
+    }
+    late
+}
+
+impl Daemon {
+    /// From here on nothing is decided any more.
+    pub(super) async fn end(mut self) {
+        let settle = self.settings.timing.settle();
+        // R9: the coordinator has no say from now on, then the detector resigns and the right ends.
+        self.node.tell_detector(Command::Eligible(false));
+        self.node.tell_detector(Command::Leave);
+        tokio::time::sleep(settle).await;
+        self.node.tell_detector(Command::SayGone);
+        self.node.parts.transport.shutdown().await;
+        self.node.parts.executor.submit(Job::Close);
+        let closed = async {
+            while let Some(outcome) = self.outcomes.recv().await {
+                if matches!(outcome, Outcome::Closed) {
+                    return;
+                }
+                self.node.parts.executor.flush();
+            }
+        };
+        if tokio::time::timeout(TAKE_AWAY, closed).await.is_err() {
+            tracing::error!("not everything was taken away in time; the next daemon does it");
+        }
+        self.api.shutdown().await;
+        // Ends its mutex in order, so that the guard goes without a word.
+        self.node.parts.detector.stop();
+        if let Some(mut guard) = self.guard.take() {
+            let _ = tokio::time::timeout(Duration::from_secs(1), guard.wait()).await;
+        }
+        tracing::warn!("CTDB daemon shutting down");
+    }
+}
