@@ -18,7 +18,6 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ctdb_core::coordinator::{self, Coordinator};
 use ctdb_core::local::{Birth, Local};
@@ -257,7 +256,6 @@ impl Daemon {
         let mut node = Node::new(Parts {
             me: settings.me,
             incarnation,
-            timing: settings.timing,
             quorum: settings.quorum,
             port: settings.port,
             nodes: settings.nodes.clone(),
@@ -273,6 +271,8 @@ impl Daemon {
             log_level: settings.log_level,
             cluster_lock: settings.cluster_lock.clone(),
             builtin: settings.builtin,
+            tunables: settings.tunables.clone(),
+            config: Arc::clone(&settings.config),
             reload: settings.reload.clone(),
         });
         node.input(coordinator::Input::Policy(settings.policy));
@@ -283,8 +283,8 @@ impl Daemon {
                 read_socket: settings.api_read_socket.clone(),
                 group: settings.api_group.clone(),
             },
-            snapshots,
-            sender,
+            &snapshots,
+            &sender,
         )?;
         let watch = match settings.builtin.then(link::Watch::open).transpose() {
             Ok(watch) => watch,
@@ -316,12 +316,12 @@ impl Daemon {
             self.turn(&mut tick).await;
             self.node.step();
             if self.node.parts.local.run_state() == ctdb_wire::ids::RunState::Shutdown {
-                let begun = *stop.get_or_insert_with(|| {
+                let stopping = stop.get_or_insert_with(|| {
                     tracing::warn!("Shutdown sequence commencing.");
                     notify(&[sd_notify::NotifyState::Stopping]);
-                    crate::clock::boot_now()
+                    stop::Stopping::begin()
                 });
-                if stop::handed_over(&self.node, begun, self.settings.shutdown_failover_timeout) {
+                if stopping.is_over(&self.node, &self.settings) {
                     break;
                 }
             }

@@ -146,21 +146,23 @@ impl Detector {
             .name("detector".to_owned())
             .spawn({
                 let (shared, wake) = (Arc::clone(&shared), Arc::clone(&wake));
-                move || thread::run(setup, authority, sockets, &shared, &queue, &wake)
+                move || thread::run(&setup, authority, &sockets, &shared, &queue, &wake)
             })
             .map_err(LivenessError::Start)?;
         Ok(Self { shared, commands, wake, thread: Some(thread) })
     }
 
     /// Gives a command; handed back if the detector does not drain its queue.
-    pub fn command(&self, command: Command) -> Result<(), Command> {
+    pub fn command(&self, command: Command) -> Result<(), Box<Command>> {
         match self.commands.try_send(command) {
             Ok(()) => {
                 // A full counter wakes as well; an error can only be that.
                 let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
                 Ok(())
             }
-            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => {
+                Err(Box::new(command))
+            }
         }
     }
 

@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use rustix::fs::FlockOperation;
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
+};
 
 /// Exit code when another daemon holds the pid file (`spec/cluster.md` 2.13, step 5).
 pub const EXIT_PID_FILE: u8 = 11;
@@ -132,6 +136,31 @@ pub enum Priority {
     Fifo(u8),
 }
 
+/// A real-time scheduling class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RealTime {
+    /// First in, first out.
+    Fifo,
+    /// Round robin.
+    RoundRobin,
+}
+
+/// Puts the calling thread into a real-time class with a priority from 1 to 99.
+pub fn set_real_time(class: RealTime, priority: u8) -> Result<(), String> {
+    let policy = match class {
+        RealTime::Fifo => RealtimeThreadSchedulePolicy::Fifo,
+        RealTime::RoundRobin => RealtimeThreadSchedulePolicy::RoundRobin,
+    };
+    let value = ThreadPriorityValue::try_from(priority)
+        .map_err(|_| "priority is not within 0 to 99".to_owned())?;
+    set_thread_priority_and_policy(
+        thread_native_id(),
+        ThreadPriority::Crossplatform(value),
+        ThreadSchedulePolicy::Realtime(policy),
+    )
+    .map_err(|error| format!("{error:?}"))
+}
+
 /// Sets the daemon's priority; without CAP_SYS_NICE it goes on with a warning.
 pub fn set_priority(priority: Priority) {
     let failed = match priority {
@@ -139,23 +168,7 @@ pub fn set_priority(priority: Priority) {
         Priority::Nice(level) => {
             rustix::process::setpriority_process(None, level).err().map(|errno| errno.to_string())
         }
-        Priority::Fifo(level) => {
-            use thread_priority::{
-                RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue,
-                ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
-            };
-            ThreadPriorityValue::try_from(level)
-                .map_err(str::to_owned)
-                .and_then(|value| {
-                    set_thread_priority_and_policy(
-                        thread_native_id(),
-                        ThreadPriority::Crossplatform(value),
-                        ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo),
-                    )
-                    .map_err(|error| format!("{error:?}"))
-                })
-                .err()
-        }
+        Priority::Fifo(level) => set_real_time(RealTime::Fifo, level).err(),
     };
     if let Some(error) = failed {
         tracing::warn!(

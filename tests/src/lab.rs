@@ -22,6 +22,7 @@ pub mod cli;
 pub mod clock;
 pub mod history;
 mod leftovers;
+pub mod load;
 pub mod netns;
 pub mod node;
 pub mod observe;

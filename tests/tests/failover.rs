@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use ctdb_tests::lab::cli::wait_until;
-use ctdb_tests::lab::scenario::{Aftermath, Fail, Role, Scene};
+use ctdb_tests::lab::scenario::{Aftermath, Fail, Plan, Role, Scene};
 use ctdb_tests::lab::{Freeze, Lab, Service, Stamp};
 use nix::sys::signal::Signal;
 
@@ -25,20 +25,22 @@ fn build() -> Lab {
 
 /// One failover with its healing, all promises kept; the daemons then stop and leave nothing.
 fn failover(fail: Fail, role: Role) -> Aftermath {
+    carry_out(Plan::new(fail, role))
+}
+
+fn carry_out(plan: Plan) -> Aftermath {
     let lab = build();
     cluster(&lab);
-    let scene = Scene::set(&lab, fail, role, &[], None).unwrap();
+    let scene = Scene::set(&lab, plan, &[], None).unwrap();
     let fault = scene.strike().unwrap();
     scene
-        .settle(fail.bound("standard", role == Role::Leader) + Duration::from_secs(10))
+        .settle(plan.bound("standard") + Duration::from_secs(10))
         .unwrap();
     scene.heal(LONG).unwrap();
     let aftermath = scene.finish(fault).unwrap();
-    println!("{fail:?} of the {role:?}:\n{}", aftermath.table());
-    aftermath
-        .kept(fail.bound("standard", role == Role::Leader))
-        .unwrap();
-    if fail.planned() {
+    println!("{plan:?}:\n{}", aftermath.table());
+    aftermath.kept(plan.bound("standard")).unwrap();
+    if plan.fail.planned() {
         // ADDR-5: a hand-over disturbs nobody else; the prober's own hiccups on a busy machine
         // are allowed for.
         assert!(
@@ -164,13 +166,21 @@ fn a_move_hands_over() {
     failover(Fail::Move, Role::Follower);
 }
 
+#[test]
+fn a_move_of_an_ipv6_address_hands_over() {
+    carry_out(Plan {
+        ipv6: true,
+        ..Plan::new(Fail::Move, Role::Follower)
+    });
+}
+
 /// Only the daemon's main process stops; its guard and its host live on.
 #[test]
 fn a_stopped_daemon_falls_silent() {
     let lab = build();
     cluster(&lab);
     // Not struck by the scene, but watched by it: links are what it would cut.
-    let scene = Scene::set(&lab, Fail::Links, Role::Follower, &[], None).unwrap();
+    let scene = Scene::set(&lab, Plan::new(Fail::Links, Role::Follower), &[], None).unwrap();
     let node = lab.node(scene.victim());
     let fault = Stamp::now();
     node.freeze(Freeze::Daemon).unwrap();

@@ -77,12 +77,18 @@ pub fn allocate(problem: &Problem<'_>) -> Plan {
     for state in problem.addresses {
         let kept = state.current.filter(|pnn| state.available.contains(*pnn));
         let to = kept.or_else(|| {
-            state.available.iter().min_by_key(|pnn| load.get(pnn).copied().unwrap_or_default())
+            state
+                .available
+                .iter()
+                .min_by_key(|pnn| load.get(pnn).copied().unwrap_or_default())
         });
         if let Some(pnn) = to {
             *load.entry(pnn).or_default() += 1;
         }
-        assignments.push(Assignment { address: state.address, to });
+        assignments.push(Assignment {
+            address: state.address,
+            to,
+        });
     }
     Plan { assignments }
 }

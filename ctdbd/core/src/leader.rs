@@ -427,7 +427,10 @@ impl Leader {
 
     /// Who serves an address: the one node that may hold it and has it completely.
     pub fn serves(&self, address: IpAddr) -> Option<Pnn> {
-        let mut may = self.hosts.iter().filter(|(_, host)| host.may.contains(&address));
+        let mut may = self
+            .hosts
+            .iter()
+            .filter(|(_, host)| host.may.contains(&address));
         match (may.next(), may.next()) {
             (Some((pnn, host)), None) if host.active.contains(&address) => Some(*pnn),
             _ => None,
@@ -450,7 +453,8 @@ impl Leader {
 
     /// Whether no other host has answered this term.
     pub fn is_alone(&self) -> bool {
-        let known = |(pnn, host): (&Pnn, &Host)| *pnn != self.term.leader && host.know == Know::Known;
+        let known =
+            |(pnn, host): (&Pnn, &Host)| *pnn != self.term.leader && host.know == Know::Known;
         !self.hosts.iter().any(known)
     }
 

@@ -68,7 +68,9 @@ pub enum LocalError {
     #[error("Ban time cannot be zero")]
     NoBanTime,
     /// Ban beyond [`MAX_BAN_S`].
-    #[error("a ban of {0} s is longer than a week; use `ctdb node stop` for a node that shall stay out")]
+    #[error(
+        "a ban of {0} s is longer than a week; use `ctdb node stop` for a node that shall stay out"
+    )]
     BanTooLong(u32),
     /// No public address names the interface.
     #[error("Interface {0} not configured")]
@@ -124,7 +126,12 @@ impl Local {
 
     fn name_interfaces(&mut self) {
         let old = std::mem::take(&mut self.interfaces);
-        for name in self.birth.addresses.iter().flat_map(|address| &address.interfaces) {
+        for name in self
+            .birth
+            .addresses
+            .iter()
+            .flat_map(|address| &address.interfaces)
+        {
             let state = old.get(name).cloned().unwrap_or_default();
             self.interfaces.insert(name.clone(), state);
         }
@@ -260,7 +267,11 @@ impl Local {
     /// The interface that shall carry an address: of those whose link is up the one with fewest
     /// addresses, the first in file order among equals. It counts as carried from now on.
     pub fn place(&mut self, address: IpAddr) -> Result<(IpNet, String), String> {
-        let Some(public) = self.birth.addresses.iter().find(|public| public.net.addr() == address)
+        let Some(public) = self
+            .birth
+            .addresses
+            .iter()
+            .find(|public| public.net.addr() == address)
         else {
             return Err("this node's public addresses file does not name it".to_owned());
         };
@@ -306,7 +317,10 @@ impl Local {
     }
 
     fn references(&self, name: &str) -> u32 {
-        self.active.values().filter(|active| *active == name).count() as u32
+        self.active
+            .values()
+            .filter(|active| *active == name)
+            .count() as u32
     }
 
     /// Own flags; DISCONNECTED, DELETED and UNKNOWN are others' to see.
@@ -402,7 +416,11 @@ impl Local {
                         .any(|name| self.interfaces.get(name).is_some_and(Interface::up)),
                 })
                 .collect(),
-            interfaces: self.interfaces().into_iter().map(|(info, _)| info).collect(),
+            interfaces: self
+                .interfaces()
+                .into_iter()
+                .map(|(info, _)| info)
+                .collect(),
             reason: self.reason(),
             started_at: self.birth.started_at,
             release: self.birth.release.clone(),
@@ -445,9 +463,15 @@ mod tests {
     #[test]
     fn addresses_spread_over_interfaces_and_follow_the_link() {
         let mut local = local();
-        assert_eq!(local.place(ip("10.0.0.1")).unwrap_err(), "no link on eth0, eth1");
+        assert_eq!(
+            local.place(ip("10.0.0.1")).unwrap_err(),
+            "no link on eth0, eth1"
+        );
         assert!(local.set_links([("eth0", true), ("eth1", true), ("lo", true)]));
-        assert!(!local.set_links([("eth0", true), ("eth1", true)]), "no change of what counts");
+        assert!(
+            !local.set_links([("eth0", true), ("eth1", true)]),
+            "no change of what counts"
+        );
         assert_eq!(local.place(ip("10.0.0.1")).unwrap().1, "eth0");
         assert_eq!(local.place(ip("10.0.0.2")).unwrap().1, "eth1");
         assert!(local.place(ip("10.0.1.1")).is_err(), "eth2 is missing");
@@ -455,10 +479,22 @@ mod tests {
         local.set_links([("eth1", true)]);
         let moves = local.relocate();
         assert_eq!(moves.len(), 1);
-        assert_eq!((moves[0].from.as_str(), moves[0].to.as_str()), ("eth0", "eth1"));
+        assert_eq!(
+            (moves[0].from.as_str(), moves[0].to.as_str()),
+            ("eth0", "eth1")
+        );
         local.set_links([]);
-        assert!(local.relocate().is_empty(), "nowhere to go: the leader decides");
-        assert!(local.info().addresses.iter().all(|address| !address.available));
+        assert!(
+            local.relocate().is_empty(),
+            "nowhere to go: the leader decides"
+        );
+        assert!(
+            local
+                .info()
+                .addresses
+                .iter()
+                .all(|address| !address.available)
+        );
     }
 
     #[test]
@@ -482,10 +518,23 @@ mod tests {
         assert_eq!(local.verb(now, NodeVerb::Disable, None, None), Ok(false));
         assert!(local.may_lead(), "a disabled node may lead");
         assert_eq!(local.verb(now, NodeVerb::Enable, None, None), Ok(true));
-        assert_eq!(local.verb(now, NodeVerb::Ban, Some(0), None), Err(LocalError::NoBanTime));
-        assert_eq!(local.verb(now, NodeVerb::Ban, None, None), Err(LocalError::NoBanTime));
-        assert!(local.verb(now, NodeVerb::Ban, Some(MAX_BAN_S + 1), None).is_err());
-        assert_eq!(local.verb(now, NodeVerb::Ban, Some(2), Some("test".into())), Ok(true));
+        assert_eq!(
+            local.verb(now, NodeVerb::Ban, Some(0), None),
+            Err(LocalError::NoBanTime)
+        );
+        assert_eq!(
+            local.verb(now, NodeVerb::Ban, None, None),
+            Err(LocalError::NoBanTime)
+        );
+        assert!(
+            local
+                .verb(now, NodeVerb::Ban, Some(MAX_BAN_S + 1), None)
+                .is_err()
+        );
+        assert_eq!(
+            local.verb(now, NodeVerb::Ban, Some(2), Some("test".into())),
+            Ok(true)
+        );
         assert_eq!(local.info().reason, "banned: test");
         assert!(!local.may_lead());
         assert!(!local.tick(now + Duration::from_millis(1999)));
@@ -494,7 +543,10 @@ mod tests {
         assert_eq!(local.verb(now, NodeVerb::Stop, None, None), Ok(true));
         assert_eq!(local.flags(), NodeFlags::STOPPED);
         assert_eq!(local.verb(now, NodeVerb::Shutdown, None, None), Ok(true));
-        assert_eq!(local.verb(now, NodeVerb::Start, None, None), Err(LocalError::Leaving));
+        assert_eq!(
+            local.verb(now, NodeVerb::Start, None, None),
+            Err(LocalError::Leaving)
+        );
         assert!(!local.advance(RunState::Running), "never back");
     }
 }

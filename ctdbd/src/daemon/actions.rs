@@ -10,7 +10,7 @@ use ctdb_core::coordinator::Input;
 use ctdb_core::leader::Know;
 use ctdb_core::local::LocalError;
 use ctdb_wire::api::{
-    Action, ApiError, BookView, Done, LeaderView, NodeVerb, PlanView, PlannedMove, Scope, WhyView,
+    Action, ApiError, BookView, Done, HistoryView, LeaderView, NodeVerb, PlanView, PlannedMove, Scope, WhyView,
 };
 use ctdb_wire::ids::{BootTime, NodeFlags, NodeSet, Pnn, RunState};
 use ctdb_wire::peer::{Operation, OperationError, PeerFrame};
@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::node::Node;
-use crate::api::Command;
+use crate::api::{self, Command, Wanted};
 use crate::clock::boot_now;
 use crate::failover::Job;
 use crate::log::LogLevel;
@@ -179,18 +179,11 @@ impl Node {
     }
 
     fn forward(&mut self, to: Pnn, action: &Action, reply: Reply) {
-        let body = match serde_json::to_string(action) {
-            Ok(body) => body,
-            Err(error) => {
-                let error = ApiError::new(500, "internal", error.to_string());
-                self.actions.ready.push((reply, Err(error)));
-                return;
-            }
-        };
+        let call = api::http_of(action, to);
         self.actions.next_id += 1;
         let id = self.actions.next_id;
         let operation =
-            Operation::Api { method: "POST".to_owned(), path: "/v1/action".to_owned(), body };
+            Operation::Api { method: call.method.to_owned(), path: call.path, body: call.body };
         if self.parts.transport.send(to, &PeerFrame::Request { id, operation }) {
             let until = boot_now() + ANSWER;
             self.actions.forwards.insert(id, Forward { to, until, reply });
@@ -206,18 +199,21 @@ impl Node {
 
     /// Another node passes an action on; it must be for this one.
     pub(super) fn remote_request(&mut self, from: Pnn, id: u64, operation: Operation) {
-        let Operation::Api { body, .. } = operation;
-        match serde_json::from_str::<Action>(&body) {
+        let Operation::Api { method, path, body } = operation;
+        let reply = Reply::Peer(from, id);
+        match api::action_of_target(&method, &path, body.as_bytes()).map(|parsed| parsed.wanted) {
             // Never passed on twice: a leader that is none any more says so.
-            Ok(action) if action.scope() == Scope::Leader && self.leader() != Some(self.parts.me) => {
-                self.actions.ready.push((Reply::Peer(from, id), Err(no_leader())));
+            Ok(Wanted::Action(action))
+                if action.scope() == Scope::Leader && self.leader() != Some(self.parts.me) =>
+            {
+                self.actions.ready.push((reply, Err(no_leader())));
             }
-            Ok(action) => self.action(action, None, Reply::Peer(from, id)),
-            Err(error) => {
-                let text = format!("this node does not know the action ({error}); are the releases equal?");
-                let error = ApiError::new(400, "unknown_action", text);
-                self.actions.ready.push((Reply::Peer(from, id), Err(error)));
+            Ok(Wanted::Action(action)) => self.action(action, None, reply),
+            Ok(Wanted::Read(read)) => {
+                let answer = api::render(&self.snapshot(), &read);
+                self.actions.ready.push((reply, answer));
             }
+            Err(error) => self.actions.ready.push((reply, Err(error))),
         }
     }
 
@@ -271,9 +267,9 @@ impl Node {
             }
             Action::Leader => json(&self.leader_view()),
             Action::History => {
-                let records: Vec<_> = self.history.records().collect();
-                json(&records)
+                json(&HistoryView { records: self.history.records().cloned().collect() })
             }
+            Action::Read { path } => api::render_path(&self.snapshot(), &path),
             Action::Plan => self.plan(),
             Action::Why { address } => self.why(address),
         };

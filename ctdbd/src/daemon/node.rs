@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctdb_core::authority::Timing;
 use ctdb_core::coordinator::{Coordinator, Effect, Input};
 use ctdb_core::holder::Work;
 use ctdb_core::local::Local;
-use ctdb_ebpf::deadman::{Deadman, GuardPeer};
-use ctdb_wire::api::Snapshot;
+use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
+use ctdb_wire::api::{ConfigView, Snapshot, TunableView};
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
 use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState};
 use ctdb_wire::peer::PeerFrame;
@@ -38,7 +37,6 @@ const REFRESH: Duration = Duration::from_millis(500);
 pub(super) struct Parts {
     pub(super) me: Pnn,
     pub(super) incarnation: Incarnation,
-    pub(super) timing: Timing,
     pub(super) quorum: usize,
     pub(super) port: u16,
     /// (number, address, deleted), the whole list.
@@ -56,6 +54,8 @@ pub(super) struct Parts {
     pub(super) log_level: LogLevel,
     pub(super) cluster_lock: Option<String>,
     pub(super) builtin: bool,
+    pub(super) tunables: Vec<TunableView>,
+    pub(super) config: Arc<ConfigView>,
     pub(super) reload: super::settings::Reload,
 }
 
@@ -356,15 +356,21 @@ impl Node {
         let mut plain = [0; MAX_MESSAGE];
         let gone = Message::Gone { incarnation: self.parts.incarnation };
         let length = gone.encode(&mut plain);
-        let mut peer = GuardPeer::new((*address, self.parts.port).into());
+        let mut datagram = [0; DATAGRAM];
         let sealed = seal_gone(
             &session.send_key,
             session.session_id,
             self.parts.me,
             &plain[..length],
-            &mut peer.datagram,
+            &mut datagram,
         );
-        peer.length = sealed as u8;
+        let local = self.parts.local_nets.first().map_or(*address, IpNet::addr);
+        let peer = GuardPeer {
+            address: (*address, self.parts.port).into(),
+            local: (local, 0).into(),
+            datagram,
+            length: sealed as u8,
+        };
         deadman.set_peer(pnn.index(), Some(peer));
     }
 
@@ -385,7 +391,7 @@ impl Node {
         while let Some(command) = self.unsaid.pop_front() {
             if let Err(refused) = self.parts.detector.command(command) {
                 tracing::warn!("the detector does not take commands; trying again");
-                self.unsaid.push_front(refused);
+                self.unsaid.push_front(*refused);
                 return;
             }
         }
@@ -426,8 +432,14 @@ impl Node {
         }
         self.dirty = false;
         self.published_at = now;
-        let view = View {
-            now,
+        let snapshot = self.snapshot();
+        self.parts.snapshot.send_replace(Arc::new(snapshot));
+    }
+
+    /// The state as it is now.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        snapshot::make(&View {
+            now: boot_now(),
             coordinator: &self.parts.coordinator,
             local: &self.parts.local,
             nodes: &self.parts.nodes,
@@ -437,7 +449,8 @@ impl Node {
             log_level: self.parts.log_level.name(),
             builtin: self.parts.builtin,
             started_at: self.started_at,
-        };
-        self.parts.snapshot.send_replace(Arc::new(snapshot::make(&view)));
+            tunables: &self.parts.tunables,
+            config: &self.parts.config,
+        })
     }
 }

@@ -10,13 +10,15 @@ use ctdb_core::allocation::Policy;
 use ctdb_core::authority::{self, Timing};
 use ctdb_core::local::PublicAddress;
 use ctdb_netfw::link::Dump;
+use ctdb_wire::api::{ConfigOption, ConfigView, TunableView};
 use ctdb_wire::ids::{Incarnation, NodeSet, Pnn};
 use ctdb_wire::peer::Capabilities;
 use ipnet::IpNet;
 
 use super::paths;
 use crate::config::{
-    self, AddressMode, Authority, Config, DetectorPriority, LeasePaths, OwnNodeError, Severity,
+    self, AddressMode, Authority, Config, DetectorPriority, LeasePaths, Origin, OwnNodeError, Severity,
+    Tunable,
 };
 use crate::liveness::{MAX_PATHS, Scheduling};
 use crate::log::{Location, LogLevel};
@@ -90,6 +92,8 @@ pub(super) struct Settings {
     pub(super) api_group: Option<String>,
     /// Directories that must be there, with their mode.
     pub(super) directories: Vec<(PathBuf, u32)>,
+    pub(super) tunables: Vec<TunableView>,
+    pub(super) config: Arc<ConfigView>,
     pub(super) reload: Reload,
 }
 
@@ -169,6 +173,8 @@ impl Settings {
             api_read_socket: paths.api_read_socket.clone(),
             api_group: config.api.group.clone(),
             directories: vec![(run, 0o755)],
+            tunables: tunables(config),
+            config: Arc::new(shown(config)),
             reload: reload(paths.public_addresses.clone()),
         })
     }
@@ -205,6 +211,31 @@ impl Settings {
 /// As `ctdb version` prints it.
 pub(super) fn release() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
+}
+
+fn tunables(config: &Config) -> Vec<TunableView> {
+    Tunable::ALL
+        .into_iter()
+        .filter(|tunable| !tunable.is_obsolete())
+        .map(|tunable| TunableView {
+            name: tunable.name().to_owned(),
+            value: config.tunables.get(tunable),
+        })
+        .collect()
+}
+
+fn shown(config: &Config) -> ConfigView {
+    let options = config
+        .settings
+        .iter()
+        .map(|(key, setting)| ConfigOption {
+            section: key.section.to_owned(),
+            key: key.name.to_owned(),
+            value: setting.text.clone(),
+            default: setting.origin == Origin::Default,
+        })
+        .collect();
+    ConfigView { options }
 }
 
 fn heartbeat_nets(config: &Config, me: Pnn, dump: &Dump) -> Vec<IpNet> {

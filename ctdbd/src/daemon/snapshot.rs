@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ctdb_core::coordinator::Coordinator;
 use ctdb_core::holder;
 use ctdb_core::local::Local;
 use ctdb_wire::api::{
-    AddressOnNode, AddressView, Hold, InterfaceView, NodeView, RightView, Snapshot,
+    AddressOnNode, AddressView, ConfigView, Hold, InterfaceView, NodeView, RightView, Snapshot,
+    TunableView,
 };
 use ctdb_wire::ids::{BootTime, NodeFlags, Pnn, RunState, address_key};
 use ctdb_wire::peer::NodeInfo;
@@ -28,6 +30,8 @@ pub(super) struct View<'a> {
     pub(super) log_level: &'a str,
     pub(super) builtin: bool,
     pub(super) started_at: f64,
+    pub(super) tunables: &'a [TunableView],
+    pub(super) config: &'a Arc<ConfigView>,
 }
 
 /// `tool`'s rule of UNKNOWN (`spec/cluster.md` 2.1): a node that has not finished its first
@@ -198,6 +202,8 @@ pub(super) fn make(view: &View<'_>) -> Snapshot {
         cluster_lock: view.cluster_lock.map(str::to_owned),
         log_level: view.log_level.to_owned(),
         clients: 0,
+        tunables: view.tunables.to_vec(),
+        config: Arc::clone(view.config),
         addresses_by: if view.builtin { "builtin" } else { "script" }.to_owned(),
     }
 }

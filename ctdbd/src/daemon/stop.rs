@@ -7,6 +7,7 @@ use ctdb_wire::ids::BootTime;
 
 use super::Daemon;
 use super::node::Node;
+use super::settings::Settings;
 use crate::clock::boot_now;
 use crate::failover::{Job, Outcome};
 use crate::liveness::Command;
@@ -27,23 +28,39 @@ impl Node {
     }
 }
 
-/// Whether the node may go: it holds nothing any more, or nobody has taken it in time.
-pub(super) fn handed_over(node: &Node, begun: BootTime, limit: Duration) -> bool {
-    let coordinator = &node.parts.coordinator;
-    let holds = coordinator.holder().holds().len();
-    let has_right = coordinator.status().is_some_and(|status| status.right_until.is_some());
-    // The leader must have seen that this node leaves before "holds nothing" means something.
-    let asked = boot_now().since(begun) >= super::node::TICK;
-    // A leader that leaves sees its last orders carried out, as far as anybody is there.
-    let settled = coordinator.leader().is_none_or(|leader| leader.settled() || leader.is_alone());
-    if asked && (!has_right || holds == 0 && settled) {
-        return true;
+/// The handing over that comes before the end.
+pub(super) struct Stopping {
+    begun: BootTime,
+    handed_over: Option<BootTime>,
+}
+
+impl Stopping {
+    pub(super) fn begin() -> Self {
+        Self { begun: boot_now(), handed_over: None }
     }
-    let late = boot_now().since(begun) >= limit;
-    if late {
-        tracing::warn!(holds, "nobody has taken the remaining addresses in time; stopping without");
+
+    /// Whether the node may go: it holds nothing any more and the extra time has passed, or
+    /// nobody has taken its addresses in time.
+    pub(super) fn is_over(&mut self, node: &Node, settings: &Settings) -> bool {
+        let now = boot_now();
+        let coordinator = &node.parts.coordinator;
+        let holds = coordinator.holder().holds().len();
+        let has_right = coordinator.status().is_some_and(|status| status.right_until.is_some());
+        // The leader must have seen that this node leaves before "holds nothing" means something.
+        let asked = now.since(self.begun) >= super::node::TICK;
+        // A leader that leaves sees its last orders carried out, as far as anybody is there.
+        let settled =
+            coordinator.leader().is_none_or(|leader| leader.settled() || leader.is_alone());
+        if asked && (!has_right || holds == 0 && settled) {
+            let since = *self.handed_over.get_or_insert(now);
+            return now.since(since) >= settings.shutdown_extra_timeout;
+        }
+        let late = now.since(self.begun) >= settings.shutdown_failover_timeout;
+        if late && holds > 0 {
+            tracing::warn!(holds, "nobody has taken the remaining addresses in time; stopping without");
+        }
+        late
     }
-    late
 }
 
 impl Daemon {
@@ -68,12 +85,12 @@ impl Daemon {
         if tokio::time::timeout(TAKE_AWAY, closed).await.is_err() {
             tracing::error!("not everything was taken away in time; the next daemon does it");
         }
-        self.api.shutdown().await;
+        self.api.shutdown(Duration::from_secs(1)).await;
         // Ends its mutex in order, so that the guard goes without a word.
         self.node.parts.detector.stop();
         if let Some(mut guard) = self.guard.take() {
             let _ = tokio::time::timeout(Duration::from_secs(1), guard.wait()).await;
         }
-        tracing::warn!("CTDB daemon shutting down");
+        tracing::warn!("Shutdown sequence complete, exiting.");
     }
 }

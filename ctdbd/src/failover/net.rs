@@ -52,6 +52,9 @@ pub(super) struct Net {
     opening: Duration,
 }
 
+/// What became of each address of a takeover.
+pub(super) type Results = Vec<(IpAddr, Result<(), String>)>;
+
 /// Lengths of the phases of one job.
 pub(super) type Phases = Vec<(&'static str, Duration)>;
 
@@ -268,7 +271,7 @@ impl Net {
         &mut self,
         slot: u32,
         placed: &[Placed],
-    ) -> (Vec<(IpAddr, Result<(), String>)>, Phases) {
+    ) -> (Results, Phases) {
         let mut watch = Watch::start();
         let mut results = Vec::new();
         let mut batch = Vec::new();

@@ -15,6 +15,7 @@ use rustix::fd::OwnedFd;
 use super::sockets::{DATAGRAM, PathSet, Sockets};
 use super::{Command, Scheduling, Setup, Shared, significant};
 use crate::clock::boot_now;
+use crate::process::{RealTime, set_real_time};
 use crate::transport::datagram::{Header, Opener, Sealer};
 
 /// Datagrams read per wake-up and socket before the clock is looked at again.
@@ -29,7 +30,7 @@ struct Line {
 
 /// Carries out what the state machine asks for.
 struct Wire<'a> {
-    lines: &'a mut [Option<Line>; MAX_NODES],
+    lines: &'a mut [Option<Line>],
     sockets: &'a Sockets,
     deadline: Option<&'a DeadlineCell>,
     /// The path that the datagram being handled came on: answers go back there.
@@ -43,7 +44,7 @@ impl Wire<'_> {
         let mut plain = [0; MAX_MESSAGE];
         let length = message.encode(&mut plain);
         let paths = line.paths;
-        let mut send = |socket: usize, address: SocketAddr, line: &mut Line| {
+        let send = |socket: usize, address: SocketAddr, line: &mut Line| {
             let Some(socket) = self.sockets.sockets.get(socket) else { return };
             let mut sealed = [0; DATAGRAM];
             let size = line.sealer.seal(&plain[..length], &mut sealed);
@@ -83,25 +84,34 @@ impl Sink for Wire<'_> {
 
 /// The thread's body.
 pub(super) fn run(
-    setup: Setup,
+    setup: &Setup,
     mut authority: Authority,
-    sockets: Sockets,
+    sockets: &Sockets,
     shared: &Shared,
     commands: &Receiver<Command>,
     wake: &OwnedFd,
 ) {
     schedule(setup.scheduling);
+    // The kernel marks the death of this thread before it closes the process's sockets; the
+    // programs then drop everything public (design.md section 4).
+    let _renewing = match setup.deadline.as_ref().map(DeadlineCell::hold).transpose() {
+        Ok(renewing) => renewing,
+        Err(error) => {
+            tracing::warn!(%error, "the lease is not bound to this thread's life; the guard ends it");
+            None
+        }
+    };
     // Held until the thread ends, however it ends: then the guard acts (design.md section 4).
     let _held = setup.deadman.as_deref().map(ctdb_ebpf::deadman::Deadman::hold);
-    let mut lines: [Option<Line>; MAX_NODES] = [const { None }; MAX_NODES];
+    let mut lines: Box<[Option<Line>]> = (0..MAX_NODES).map(|_| None).collect();
     let mut progress = 0;
     let mut buffer = [0_u8; DATAGRAM];
     loop {
         let now = boot_now();
-        wait(&sockets, wake, now, authority.next_wakeup());
+        wait(sockets, wake, now, authority.next_wakeup());
         let mut wire = Wire {
             lines: &mut lines,
-            sockets: &sockets,
+            sockets,
             deadline: setup.deadline.as_ref(),
             reply: None,
             shared,
@@ -139,21 +149,9 @@ fn schedule(scheduling: Scheduling) {
     ) {
         tracing::warn!(%errno, "memory cannot be locked; heartbeats may be late under memory pressure");
     }
-    let Scheduling::RoundRobin(priority) = scheduling else { return };
-    use thread_priority::{
-        RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
-        set_thread_priority_and_policy, thread_native_id,
-    };
-    let value = ThreadPriorityValue::try_from(priority).map(ThreadPriority::Crossplatform);
-    let set = value.map_err(|_| "priority is not within 0 to 99".to_owned()).and_then(|value| {
-        set_thread_priority_and_policy(
-            thread_native_id(),
-            value,
-            ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin),
-        )
-        .map_err(|error| format!("{error:?}"))
-    });
-    if let Err(error) = set {
+    if let Scheduling::RoundRobin(priority) = scheduling
+        && let Err(error) = set_real_time(RealTime::RoundRobin, priority)
+    {
         tracing::warn!(
             error,
             "no real-time scheduling for the detector (CAP_SYS_NICE is missing); it runs as a normal thread"

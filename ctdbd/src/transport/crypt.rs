@@ -104,7 +104,7 @@ impl Crypt {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Two ends as a handshake makes them.

@@ -277,7 +277,7 @@ fn decode_hello(bytes: &[u8]) -> Result<Hello, Refusal> {
     }
 }
 
-fn is_ctdb(head: &[u8; 8]) -> bool {
+fn is_ctdb(head: [u8; 8]) -> bool {
     let word = [head[4], head[5], head[6], head[7]];
     u32::from_le_bytes(word) == CTDB_MAGIC || u32::from_be_bytes(word) == CTDB_MAGIC
 }
@@ -303,7 +303,7 @@ async fn read_head<const N: usize, S: AsyncRead + Unpin>(
 ) -> Result<[u8; N], Failure> {
     let mut head = [0; 8];
     read(stream, &mut head).await?;
-    if is_ctdb(&head) {
+    if is_ctdb(head) {
         return Err(Refusal::CtdbDaemon.into());
     }
     if head != magic {

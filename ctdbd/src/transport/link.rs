@@ -471,11 +471,14 @@ mod tests {
         let (crypt_a, crypt_b) = ends();
         let a = start(a, crypt_a, Timings::default());
         let b = start(b, crypt_b, Timings::default());
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         assert!(!a.task.is_finished() && !b.task.is_finished());
         a.outgoing.close(DownReason::Requested);
         assert_eq!(a.task.await.unwrap(), DownReason::Requested);
-        assert_eq!(b.task.await.unwrap(), DownReason::Closed);
+        // Its ping may find the end before its read does.
+        let reason = b.task.await.unwrap();
+        let broken = DownReason::Io(std::io::ErrorKind::BrokenPipe);
+        assert!(reason == DownReason::Closed || reason == broken, "{reason}");
 
         let (a, _kept_open) = duplex(1000);
         let a = start(a, ends().0, Timings::default());

@@ -160,7 +160,10 @@ impl Reader<'_> {
             session,
         })
     }
-    #[allow(clippy::option_option, reason = "outer: were the bytes there; inner: what they say")]
+    #[allow(
+        clippy::option_option,
+        reason = "outer: were the bytes there; inner: what they say"
+    )]
     fn option_term(&mut self) -> Option<Option<Term>> {
         if self.bool()? {
             self.term().map(Some)

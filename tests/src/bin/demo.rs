@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use ctdb_tests::lab::scenario::{Aftermath, Fail, Role, Scene};
+use ctdb_tests::lab::scenario::{Aftermath, Fail, Plan, Role, Scene};
 use ctdb_tests::lab::timeline::{Event, Timeline, human, lanes};
 use ctdb_tests::lab::{Lab, Node, Service, Stamp, history};
 
@@ -113,18 +113,11 @@ fn show(node: &Node) -> Result<()> {
 }
 
 fn fail(lab: &Lab, options: &Options) -> Result<Vec<String>> {
-    let bound = options
-        .fail
-        .bound(&options.profile, options.role == Role::Leader);
+    let plan = Plan::new(options.fail, options.role);
+    let bound = plan.bound(&options.profile);
     let timeline = Timeline::start();
     let begin = Stamp::now();
-    let scene = Scene::set(
-        lab,
-        options.fail,
-        options.role,
-        &SERVICES,
-        Some(timeline.events()),
-    )?;
+    let scene = Scene::set(lab, plan, &SERVICES, Some(timeline.events()))?;
     // A frozen or dead node does not tell its story.
     let tellers: Vec<u32> = (0..lab.settings().nodes)
         .filter(|pnn| options.fail.planned() || *pnn != scene.victim())

@@ -63,7 +63,7 @@ impl Node {
                 command.env("CTDBD_ROOT", self.root());
                 command
             }
-            Flavor::Ctdb => reference::cli_command(self)?,
+            Flavor::Ctdb => reference::cli_command(self, &["ctdb"])?,
         };
         command.args(args);
         let start = Instant::now();
@@ -74,6 +74,22 @@ impl Node {
             stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
             took: start.elapsed(),
         })
+    }
+
+    /// A shell that runs `script` with the command line's program as `$0` and `args` as `$@`; to
+    /// be started in the node's namespace.
+    pub fn ctdb_in_shell(&self, script: &str, args: &[&str]) -> Result<Command> {
+        let mut command = match self.settings().flavor {
+            Flavor::Ours => {
+                let mut command = Command::new("sh");
+                command.env("CTDBD_ROOT", self.root()).args(["-c", script]);
+                command.arg(workspace_binary("CTDB_BIN", "ctdb")?);
+                command
+            }
+            Flavor::Ctdb => reference::cli_command(self, &["sh", "-c", script, "ctdb"])?,
+        };
+        command.args(args);
+        Ok(command)
     }
 
     /// Runs `ctdb ARGS --json` and reads what it prints.

@@ -60,14 +60,15 @@ pub(super) fn daemon_command(node: &Node) -> Result<Command> {
     Ok(command)
 }
 
-/// The packaged tool, in the daemon's mount namespace.
-pub(super) fn cli_command(node: &Node) -> Result<Command> {
+/// The packaged tool, or whatever `words` name, in the daemon's mount namespace.
+pub(super) fn cli_command(node: &Node, words: &[&str]) -> Result<Command> {
     let pid = node
         .daemon_pid()
         .with_context(|| format!("CTDB's daemon of node {} is not running", node.pnn()))?;
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--mount=/proc/{pid}/ns/mnt"))
-        .args(["--", "ctdb"]);
+        .arg("--")
+        .args(words);
     Ok(command)
 }

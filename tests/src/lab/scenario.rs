@@ -85,6 +85,33 @@ pub enum Role {
     Leader,
 }
 
+/// What is to happen to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What.
+    pub fail: Fail,
+    /// To whom.
+    pub role: Role,
+    /// The address that moves is an IPv6 one.
+    pub ipv6: bool,
+}
+
+impl Plan {
+    /// A move is that of an IPv4 address.
+    pub fn new(fail: Fail, role: Role) -> Self {
+        Self {
+            fail,
+            role,
+            ipv6: false,
+        }
+    }
+
+    /// As [`Fail::bound`].
+    pub fn bound(self, profile: &str) -> Duration {
+        self.fail.bound(profile, self.role == Role::Leader)
+    }
+}
+
 /// A cluster under watch.
 pub struct Scene<'a> {
     lab: &'a Lab,
@@ -157,11 +184,11 @@ impl<'a> Scene<'a> {
     /// smbd fork for each connection.
     pub fn set(
         lab: &'a Lab,
-        fail: Fail,
-        role: Role,
+        plan: Plan,
         services: &[Service],
         events: Option<Sender<Event>>,
     ) -> Result<Self> {
+        let Plan { fail, role, ipv6 } = plan;
         let victim = lab.victim(role)?;
         let owners = lab.node(victim).ip_owners()?;
         let of_victim = owners
@@ -169,7 +196,7 @@ impl<'a> Scene<'a> {
             .filter(|(_, o)| **o == Some(victim))
             .map(|(a, _)| *a);
         let affected: Vec<IpAddr> = match fail {
-            Fail::Move => of_victim.take(1).collect(),
+            Fail::Move => of_victim.filter(|a| a.is_ipv6() == ipv6).take(1).collect(),
             _ => of_victim.collect(),
         };
         let target = (0..lab.hosts().len() as u32)

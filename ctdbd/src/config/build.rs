@@ -1,0 +1,675 @@
+//! From texts to a [`Config`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::addresses::{self, PublicAddress, parse_home_nodes};
+use super::settings::Reader;
+use super::{
+    AddressMode, Api, Authority, Cluster, ClusterLock, Config, Conntrack, Database,
+    DetectorPriority, EventOptions, Failover, Firewall, Lease, LeasePaths, Legacy, LockKind,
+    Logging, NodesSource, Paths, Priorities, Profile, Purpose, Report, Security, Settings,
+    Severity, Transport, Tunables, check, nodes, read_text,
+};
+use crate::log::{Location, LogLevel};
+use crate::process::Priority;
+
+/// Seconds; CTDB's integers go to 2^31-1.
+const ANY: (u32, u32) = (0, i32::MAX as u32);
+
+pub(super) fn load(
+    paths: &Paths,
+    purpose: Purpose,
+    interface_exists: &dyn Fn(&str) -> bool,
+) -> (Option<Config>, Report) {
+    let mut report = Report::default();
+    if let Some(what) = &paths.unusable {
+        report.error(&paths.etc, None, what, "");
+        return (None, report);
+    }
+    let unknown = match purpose {
+        Purpose::Start => Severity::Warning,
+        Purpose::Validate => Severity::Error,
+    };
+    let mut settings = Settings::read(paths, unknown, &mut report);
+    let mut reader = Reader::new(&settings, &mut report);
+    let sections = Sections::read(paths, &mut reader);
+    let nodes = sections
+        .cluster
+        .nodes_source
+        .as_ref()
+        .and_then(|source| source.load(nodes::COMMAND_LIMIT, &mut report));
+    let public_addresses = public_addresses(paths, &mut report);
+    let home_nodes = home_nodes(paths, &mut report);
+    let strict = purpose == Purpose::Validate || sections.cluster.strict_tunables;
+    let mistake = if strict {
+        Severity::Error
+    } else {
+        Severity::Warning
+    };
+    let tunables = Tunables::load(&paths.tunables, &paths.tunables_dir, mistake, &mut report);
+
+    let (Some(nodes), Some(public_addresses)) = (nodes, public_addresses) else {
+        return (None, report);
+    };
+    let mut reader = Reader::new(&settings, &mut report);
+    let Some(cluster) = sections
+        .cluster
+        .finish(&nodes, &sections.lease, &mut reader)
+    else {
+        return (None, report);
+    };
+    settings.computed("cluster", "authority", cluster.authority.name().to_owned());
+    settings.computed("cluster", "lock settle", duration_text(cluster.lock_settle));
+    settings.computed(
+        "security",
+        "transport",
+        sections.security.transport.name().to_owned(),
+    );
+    let detector = match sections.priority.detector {
+        DetectorPriority::Normal => "none".to_owned(),
+        DetectorPriority::RoundRobin(level) => format!("rr:{level}"),
+    };
+    settings.computed("priority", "detector", detector);
+    let mut config = Config {
+        paths: paths.clone(),
+        nodes,
+        public_addresses,
+        home_nodes,
+        tunables,
+        logging: sections.logging,
+        cluster,
+        database: sections.database,
+        event: sections.event,
+        failover: sections.failover,
+        lease: sections.lease,
+        security: sections.security,
+        priority: sections.priority,
+        conntrack: sections.conntrack,
+        firewall: sections.firewall,
+        api: sections.api,
+        legacy: sections.legacy,
+        settings,
+    };
+    check::check(&config, interface_exists, &mut report);
+    if config.cluster.voter_only {
+        config.public_addresses.clear();
+    }
+    let good = !report.has_errors();
+    (good.then_some(config), report)
+}
+
+pub(super) fn duration_text(duration: Duration) -> String {
+    if duration.subsec_millis() == 0 {
+        format!("{}s", duration.as_secs())
+    } else {
+        format!("{}ms", duration.as_millis())
+    }
+}
+
+fn public_addresses(paths: &Paths, report: &mut Report) -> Option<Vec<PublicAddress>> {
+    let file = &paths.public_addresses;
+    match read_text(file, addresses::MAX_FILE) {
+        Ok(Some(text)) => PublicAddress::parse_list(&text, file, report),
+        Ok(None) => {
+            report.warning(
+                file,
+                None,
+                "there is no such file, so that this node hosts no public address",
+                "write one line ADDRESS/BITS INTERFACE for each, or leave an empty file",
+            );
+            Some(Vec::new())
+        }
+        Err(error) => {
+            report.error(file, None, error, "make it a readable text file");
+            None
+        }
+    }
+}
+
+fn home_nodes(paths: &Paths, report: &mut Report) -> BTreeMap<IpAddr, ctdb_wire::ids::Pnn> {
+    let file = &paths.home_nodes;
+    match read_text(file, addresses::MAX_FILE) {
+        Ok(Some(text)) => parse_home_nodes(&text, file, report),
+        Ok(None) => BTreeMap::new(),
+        Err(error) => {
+            report.warning(file, None, error, "no address has a home node");
+            BTreeMap::new()
+        }
+    }
+}
+
+/// What can be read without the other files.
+pub(super) struct Sections {
+    logging: Logging,
+    cluster: RawCluster,
+    database: Database,
+    event: EventOptions,
+    failover: Failover,
+    lease: Lease,
+    security: Security,
+    priority: Priorities,
+    conntrack: Conntrack,
+    firewall: Firewall,
+    api: Api,
+    legacy: Legacy,
+}
+
+impl Sections {
+    pub(super) fn read(paths: &Paths, reader: &mut Reader<'_>) -> Self {
+        let lease = lease(reader);
+        let legacy = legacy(reader);
+        Self {
+            logging: logging(reader),
+            cluster: RawCluster::read(reader),
+            database: database(paths, reader),
+            event: EventOptions {
+                debug_script: reader.script("event", "debug script", &paths.etc),
+            },
+            failover: failover(reader),
+            security: security(paths, reader),
+            priority: priority(lease.profile, legacy.realtime_scheduling, reader),
+            conntrack: Conntrack {
+                enabled: reader.boolean("conntrack", "enabled"),
+                max_connections: reader.integer("conntrack", "max connections", (1024, 1 << 24)),
+            },
+            firewall: Firewall {
+                enabled: reader.boolean("firewall", "enabled"),
+                opening_timeout: reader
+                    .duration("firewall", "opening timeout", seconds(1, 3600))
+                    .unwrap_or_default(),
+            },
+            api: Api {
+                group: reader.text("api", "group").map(str::to_owned),
+            },
+            lease,
+            legacy,
+        }
+    }
+}
+
+const fn seconds(low: u64, high: u64) -> (Duration, Duration) {
+    (Duration::from_secs(low), Duration::from_secs(high))
+}
+
+fn logging(reader: &mut Reader<'_>) -> Logging {
+    let location_text = reader
+        .text("logging", "location")
+        .unwrap_or_default()
+        .to_owned();
+    let location = reader
+        .value(
+            "logging",
+            "location",
+            |text| Location::parse(text).ok_or_else(|| format!("'{text}' is no log location")),
+            "write file:PATH, file:, syslog, syslog:nonblocking, syslog:udp or syslog:udp-rfc5424",
+        )
+        .unwrap_or(Location::Stderr);
+    if let Location::File(path) = &location {
+        let parent = path.parent().filter(|parent| parent.is_dir());
+        if parent.is_none() || !path.is_absolute() {
+            let what = format!("there is no directory for the log file {}", path.display());
+            reader.error(
+                "logging",
+                "location",
+                what,
+                "create it, or write another location",
+            );
+        }
+    }
+    Logging {
+        location,
+        location_text,
+        level: level("logging", "log level", reader),
+    }
+}
+
+fn level(section: &'static str, name: &'static str, reader: &mut Reader<'_>) -> LogLevel {
+    reader
+        .value(
+            section,
+            name,
+            |text| LogLevel::parse(text).ok_or_else(|| format!("'{text}' is no log level")),
+            "write ERROR, WARNING, NOTICE, INFO or DEBUG",
+        )
+        .unwrap_or(LogLevel::Notice)
+}
+
+fn database(paths: &Paths, reader: &mut Reader<'_>) -> Database {
+    Database {
+        volatile: reader.directory("database", "volatile database directory"),
+        persistent: reader.directory("database", "persistent database directory"),
+        state: reader.directory("database", "state database directory"),
+        lock_debug_script: reader.script("database", "lock debug script", &paths.etc),
+        tdb_mutexes: reader.boolean("database", "tdb mutexes"),
+    }
+}
+
+fn failover(reader: &mut Reader<'_>) -> Failover {
+    let timeout = reader.integer("failover", "shutdown failover timeout", ANY);
+    let extra = reader.integer("failover", "shutdown extra timeout", ANY);
+    Failover {
+        disabled: reader.boolean("failover", "disabled"),
+        shutdown_timeout: Duration::from_secs(timeout.into()),
+        shutdown_extra: Duration::from_secs(extra.into()),
+        addresses: reader
+            .choice(
+                "failover",
+                "addresses",
+                &[
+                    ("builtin", AddressMode::Builtin),
+                    ("script", AddressMode::Script),
+                ],
+            )
+            .unwrap_or(AddressMode::Builtin),
+    }
+}
+
+fn lease(reader: &mut Reader<'_>) -> Lease {
+    let profiles = [Profile::Cautious, Profile::Standard, Profile::Fast];
+    Lease {
+        profile: reader
+            .choice(
+                "lease",
+                "profile",
+                &profiles.map(|profile| (profile.name(), profile)),
+            )
+            .unwrap_or(Profile::Standard),
+        required: reader.boolean("lease", "required"),
+        paths: reader
+            .value(
+                "lease",
+                "paths",
+                lease_paths,
+                "write auto, private, or own addresses with commas between them",
+            )
+            .unwrap_or(LeasePaths::Auto),
+        queue_bound: reader
+            .duration(
+                "lease",
+                "queue bound",
+                (Duration::from_millis(1), Duration::from_millis(1000)),
+            )
+            .unwrap_or(Duration::from_millis(20)),
+    }
+}
+
+fn lease_paths(text: &str) -> Result<LeasePaths, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "auto" => return Ok(LeasePaths::Auto),
+        "private" => return Ok(LeasePaths::Private),
+        _ => {}
+    }
+    let mut list: Vec<IpAddr> = Vec::new();
+    for word in text.split([',', ' ']).filter(|word| !word.is_empty()) {
+        let address: IpAddr = word
+            .parse()
+            .map_err(|_| format!("'{word}' is not an IP address"))?;
+        if !list.contains(&address) {
+            list.push(address);
+        }
+    }
+    // One path is the private network.
+    let most = ctdb_wire::peer::MAX_PATHS - 1;
+    if list.is_empty() || list.len() > most {
+        return Err(format!("one to {most} addresses can be named"));
+    }
+    Ok(LeasePaths::Addresses(list))
+}
+
+fn security(paths: &Paths, reader: &mut Reader<'_>) -> Security {
+    let chosen = reader.choice(
+        "security",
+        "transport",
+        &[("noise", Transport::Noise), ("plain", Transport::Plain)],
+    );
+    let default = if paths.test_mode {
+        Transport::Plain
+    } else {
+        Transport::Noise
+    };
+    Security {
+        key_file: PathBuf::from(reader.text("security", "key file").unwrap_or_default()),
+        transport: chosen.unwrap_or(default),
+    }
+}
+
+fn priority(profile: Profile, realtime: Option<bool>, reader: &mut Reader<'_>) -> Priorities {
+    let detector = reader.value(
+        "priority",
+        "detector",
+        |text| {
+            if text.eq_ignore_ascii_case("none") {
+                return Ok(DetectorPriority::Normal);
+            }
+            rt_level(text, "rr:").map(DetectorPriority::RoundRobin)
+        },
+        "write rr:PRIORITY with 1 to 99, or none",
+    );
+    let default = match realtime {
+        Some(true) => DetectorPriority::RoundRobin(1),
+        None if profile == Profile::Fast => DetectorPriority::RoundRobin(1),
+        _ => DetectorPriority::Normal,
+    };
+    let daemon = reader.value(
+        "priority",
+        "daemon",
+        |text| {
+            if text.eq_ignore_ascii_case("none") {
+                return Ok(Priority::None);
+            }
+            if let Some(level) = text.strip_prefix("nice:") {
+                return level
+                    .parse()
+                    .ok()
+                    .filter(|level| (-20..=19).contains(level))
+                    .map(Priority::Nice)
+                    .ok_or_else(|| format!("'{level}' is not between -20 and 19"));
+            }
+            rt_level(text, "fifo:").map(Priority::Fifo)
+        },
+        "write nice:LEVEL with -20 to 19, fifo:PRIORITY with 1 to 99, or none",
+    );
+    Priorities {
+        daemon: daemon.unwrap_or(Priority::None),
+        detector: detector.unwrap_or(default),
+    }
+}
+
+fn rt_level(text: &str, prefix: &str) -> Result<u8, String> {
+    text.strip_prefix(prefix)
+        .and_then(|level| level.parse().ok())
+        .filter(|level| (1..=99).contains(level))
+        .ok_or_else(|| format!("'{text}' is no priority"))
+}
+
+fn legacy(reader: &mut Reader<'_>) -> Legacy {
+    let realtime = reader.boolean("legacy", "realtime scheduling");
+    let realtime_scheduling = reader
+        .is_set("legacy", "realtime scheduling")
+        .then_some(realtime);
+    if realtime_scheduling == Some(true) {
+        reader.add(
+            Severity::Note,
+            "legacy",
+            "realtime scheduling",
+            "the detector thread runs with real-time priority, the rest of the daemon does not",
+            "write `[priority] detector = rr:1`",
+        );
+    }
+    Legacy {
+        realtime_scheduling,
+        start_as_stopped: reader.boolean("legacy", "start as stopped"),
+        start_as_disabled: reader.boolean("legacy", "start as disabled"),
+        script_log_level: level("legacy", "script log level", reader),
+    }
+}
+
+/// `[cluster]` before the nodes list is known.
+struct RawCluster {
+    name: String,
+    node_address: Option<IpAddr>,
+    lock: Option<ClusterLock>,
+    nodes_source: Option<NodesSource>,
+    leader_timeout: Duration,
+    leader_capability: bool,
+    lmaster_capability: bool,
+    voter_only: bool,
+    authority: Option<Authority>,
+    authority_good: bool,
+    allow_split_brain: bool,
+    lock_validity: Duration,
+    lock_settle: Option<Duration>,
+    strict_tunables: bool,
+}
+
+impl RawCluster {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        reader.value(
+            "cluster",
+            "transport",
+            |text| {
+                if text == "tcp" {
+                    Ok(())
+                } else {
+                    Err(format!("'{text}' is not supported"))
+                }
+            },
+            "write tcp, or remove the line; see `[security] transport` for encryption",
+        );
+        let mut lock = cluster_lock("cluster lock", reader);
+        let former = cluster_lock("recovery lock", reader);
+        if lock.is_none() {
+            lock = former;
+        }
+        let authorities = [Authority::Lock, Authority::Majority, Authority::Both];
+        let authority_set = reader.text("cluster", "authority").is_some();
+        let authority = reader.choice(
+            "cluster",
+            "authority",
+            &authorities.map(|word| (word.name(), word)),
+        );
+        let name = reader
+            .text("cluster", "name")
+            .unwrap_or_default()
+            .to_owned();
+        if name.len() > MAX_NAME {
+            let what = format!("the name is longer than {MAX_NAME} bytes");
+            reader.error("cluster", "name", what, "shorten it on all nodes");
+        }
+        Self {
+            name,
+            node_address: reader.address("cluster", "node address"),
+            lock,
+            nodes_source: reader.value(
+                "cluster",
+                "nodes list",
+                NodesSource::parse,
+                "write a file name, or ! and a command with its full path",
+            ),
+            leader_timeout: Duration::from_secs(
+                reader
+                    .integer("cluster", "leader timeout", (1, ANY.1))
+                    .into(),
+            ),
+            leader_capability: reader.boolean("cluster", "leader capability"),
+            lmaster_capability: reader.boolean("legacy", "lmaster capability"),
+            voter_only: reader.boolean("cluster", "voter only"),
+            authority,
+            authority_good: authority.is_some() || !authority_set,
+            allow_split_brain: reader.boolean("cluster", "allow split brain"),
+            lock_validity: reader
+                .duration("cluster", "lock validity", seconds(1, 600))
+                .unwrap_or_default(),
+            lock_settle: reader.duration("cluster", "lock settle", seconds(1, 3600)),
+            strict_tunables: reader.boolean("cluster", "strict tunables"),
+        }
+    }
+
+    /// What depends on the number of nodes: `design.md` section 4. `None` if there is an error.
+    fn finish(
+        self,
+        nodes: &super::Nodes,
+        lease: &Lease,
+        reader: &mut Reader<'_>,
+    ) -> Option<Cluster> {
+        let authority = if self.authority_good {
+            self.authority(nodes, reader)
+        } else {
+            None
+        };
+        // Rule 23 of `authority.md`.
+        let timing = lease.profile.timing(lease.queue_bound);
+        let least = (self.lock_validity + timing.lease) * 6 / 5 + timing.queue;
+        let least = Duration::from_millis(least.as_millis() as u64);
+        if self.lock_settle.is_some_and(|settle| settle < least) {
+            let what = format!("is less than 1.2 x (validity + lease) + queue bound = {least:?}");
+            reader.error(
+                "cluster",
+                "lock settle",
+                what,
+                "remove the line to have that",
+            );
+        }
+        if self.voter_only && nodes.active().count() == 1 {
+            reader.error(
+                "cluster",
+                "voter only",
+                "the only node of a cluster cannot be a voter only",
+                "remove the line",
+            );
+        }
+        Some(Cluster {
+            name: self.name,
+            node_address: self.node_address,
+            port: check::service_port(Path::new("/etc/services")),
+            lock: self.lock,
+            nodes_source: self.nodes_source?,
+            leader_timeout: self.leader_timeout,
+            leader_capability: self.leader_capability,
+            lmaster_capability: self.lmaster_capability,
+            voter_only: self.voter_only,
+            authority: authority?,
+            allow_split_brain: self.allow_split_brain,
+            lock_validity: self.lock_validity,
+            lock_settle: self.lock_settle.unwrap_or(least),
+            strict_tunables: self.strict_tunables,
+        })
+    }
+
+    fn authority(&self, nodes: &super::Nodes, reader: &mut Reader<'_>) -> Option<Authority> {
+        let count = nodes.active().count();
+        let split = self.allow_split_brain;
+        match (self.authority, self.lock.is_some()) {
+            (Some(word @ (Authority::Lock | Authority::Both)), false) => {
+                let what = format!("'{}' needs a cluster lock, and there is none", word.name());
+                reader.error(
+                    "cluster",
+                    "authority",
+                    what,
+                    "set `cluster lock`, or write majority",
+                );
+                return None;
+            }
+            (None, false) if count == 2 && !split => {
+                reader.error(
+                    "cluster",
+                    "cluster lock",
+                    "two nodes without a cluster lock cannot tell a dead node from a cut cable",
+                    "set `cluster lock`, add a third node (`voter only = true` is enough), or \
+                     accept double addresses and lost data with `allow split brain = true`",
+                );
+                return None;
+            }
+            (Some(Authority::Majority), _) if count == 2 && !split => reader.add(
+                Severity::Warning,
+                "cluster",
+                "authority",
+                "of two nodes both are the majority: when one is lost the other stops serving",
+                "use a cluster lock or add a third node, which may be a voter only",
+            ),
+            _ => {}
+        }
+        if split && count == 2 && self.lock.is_none() {
+            reader.add(
+                Severity::Warning,
+                "cluster",
+                "allow split brain",
+                "when the two nodes lose sight of each other both serve all addresses",
+                "use a cluster lock or add a third node, which may be a voter only",
+            );
+        } else if split {
+            reader.add(
+                Severity::Warning,
+                "cluster",
+                "allow split brain",
+                "has no effect here: it is for two nodes without a cluster lock",
+                "remove the line",
+            );
+        }
+        let default = if self.lock.is_some() {
+            Authority::Lock
+        } else {
+            Authority::Majority
+        };
+        if self.lock.is_none() && self.authority.is_none() && count > 2 {
+            reader.add(
+                Severity::Note,
+                "cluster",
+                "cluster lock",
+                "there is no cluster lock: the majority of the nodes decides who serves",
+                "write `authority = majority` to say that this is meant",
+            );
+        }
+        Some(self.authority.unwrap_or(default))
+    }
+}
+
+/// Longest `[cluster] name`, in bytes.
+const MAX_NAME: usize = 64;
+
+fn cluster_lock(name: &'static str, reader: &mut Reader<'_>) -> Option<ClusterLock> {
+    let parse = |text: &str| {
+        let kind = if let Some(command) = text.strip_prefix('!') {
+            let words: Vec<String> = command
+                .split_ascii_whitespace()
+                .map(str::to_owned)
+                .collect();
+            if words.is_empty() {
+                return Err("there is no command after '!'".to_owned());
+            }
+            LockKind::Helper(words)
+        } else {
+            LockKind::File(PathBuf::from(text))
+        };
+        Ok(ClusterLock {
+            text: text.to_owned(),
+            kind,
+        })
+    };
+    reader.value(
+        "cluster",
+        name,
+        parse,
+        "write a file name, or ! and a command with arguments",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema;
+    use super::*;
+
+    #[test]
+    fn every_key_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::under(dir.path());
+        let mut report = Report::default();
+        let settings = Settings::read(&paths, Severity::Warning, &mut report);
+        let mut reader = Reader::new(&settings, &mut report);
+        Sections::read(&paths, &mut reader);
+        for key in schema::KEYS {
+            assert!(
+                reader.seen.contains(&(key.section, key.name)),
+                "{} {}",
+                key.section,
+                key.name
+            );
+        }
+    }
+
+    #[test]
+    fn lease_paths_are_words_or_addresses() {
+        assert_eq!(lease_paths("AUTO"), Ok(LeasePaths::Auto));
+        assert_eq!(lease_paths("private"), Ok(LeasePaths::Private));
+        let two = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        assert_eq!(
+            lease_paths("10.0.0.1, fd00::1"),
+            Ok(LeasePaths::Addresses(two))
+        );
+        assert!(lease_paths(",").is_err());
+        assert!(lease_paths("eth0").is_err());
+    }
+}

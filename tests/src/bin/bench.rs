@@ -1,0 +1,123 @@
+//! `cargo xtask bench`: the goals, measured, beside what Debian's CTDB does in the same
+//! namespaces, as a table for the README.
+#![forbid(unsafe_code)]
+
+#[path = "bench/failover.rs"]
+mod failover;
+#[path = "bench/idle.rs"]
+mod idle;
+#[path = "bench/table.rs"]
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+
+use table::{Row, Table};
+
+/// Measures the goals and prints a table.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask bench")]
+struct Options {
+    /// Only measurements whose name contains this; may be given several times
+    #[arg(long)]
+    only: Vec<String>,
+    /// How often each is measured; the median counts
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// How often CTDB is measured; 0 leaves it out
+    #[arg(long, default_value_t = 5)]
+    reference_runs: usize,
+    /// Show the names of the measurements and end
+    #[arg(long)]
+    list: bool,
+}
+
+/// How much to measure.
+#[derive(Clone, Copy)]
+pub struct Runs {
+    /// Samples of ours.
+    pub ours: usize,
+    /// Samples of CTDB.
+    pub reference: usize,
+}
+
+/// A measurement with its name.
+type Measurement = (&'static str, fn(Runs) -> Result<Vec<Row>>);
+
+const ALL: [Measurement; 14] = [
+    ("move", |runs| failover::planned(failover::MOVE, runs)),
+    ("drain", |runs| failover::planned(failover::DRAIN, runs)),
+    ("stop", |runs| failover::planned(failover::STOP, runs)),
+    ("daemon", |runs| failover::sudden(failover::DAEMON, runs)),
+    ("daemon-leader", |runs| {
+        failover::sudden(failover::DAEMON_LEADER, runs)
+    }),
+    ("power", |runs| failover::sudden(failover::POWER, runs)),
+    ("power-leader", |runs| {
+        failover::sudden(failover::POWER_LEADER, runs)
+    }),
+    ("links", |runs| failover::sudden(failover::LINKS, runs)),
+    ("freeze", |runs| failover::sudden(failover::FREEZE, runs)),
+    ("start", failover::start),
+    ("thousand", failover::thousand),
+    ("lease", idle::lease),
+    ("idle", idle::idle),
+    ("command", idle::command),
+];
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<ExitCode> {
+    let chosen: Vec<_> = ALL
+        .iter()
+        .filter(|(name, _)| {
+            options.only.is_empty() || options.only.iter().any(|o| name.contains(o.as_str()))
+        })
+        .collect();
+    if options.list {
+        for (name, _) in chosen {
+            println!("{name}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(
+        !chosen.is_empty(),
+        "no measurement of that name; --list shows them"
+    );
+    ensure!(options.runs > 0, "--runs must be at least 1");
+    let runs = Runs {
+        ours: options.runs,
+        reference: options.reference_runs,
+    };
+    let mut table = Table::new();
+    let mut failed = false;
+    for (name, measure) in chosen {
+        eprintln!("== {name}");
+        match measure(runs) {
+            Ok(rows) => rows.into_iter().for_each(|row| {
+                eprintln!("   {}", row.text());
+                table.add(row);
+            }),
+            Err(error) => {
+                failed = true;
+                eprintln!("   FAILED: {error:#}");
+            }
+        }
+    }
+    println!("{table}");
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
