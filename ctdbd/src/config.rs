@@ -459,8 +459,27 @@ pub fn load(paths: &Paths) -> (Option<Config>, Report) {
 
 /// As [`load`], with the strictness of a purpose.
 pub fn load_for(paths: &Paths, purpose: Purpose) -> (Option<Config>, Report) {
-    let interface_exists = |name: &str| nix::net::if_::if_nametoindex(name).is_ok();
     build::load(paths, purpose, &interface_exists)
+}
+
+/// Reads the public addresses again (`ctdb reloadips`), with all checks: `None` if there is an
+/// error, and then the old ones stay. A node that only votes has none.
+pub fn reload_public_addresses(config: &Config) -> (Option<Vec<PublicAddress>>, Report) {
+    let mut report = Report::default();
+    let list = build::public_addresses(&config.paths, &mut report).map(|list| {
+        check::public_addresses(config, &list, &interface_exists, &mut report);
+        if config.cluster.voter_only {
+            Vec::new()
+        } else {
+            list
+        }
+    });
+    (list.filter(|_| !report.has_errors()), report)
+}
+
+/// By its name or an alternative name.
+fn interface_exists(name: &str) -> bool {
+    nix::net::if_::if_nametoindex(name).is_ok()
 }
 
 /// The nodes list alone, for commands that need nothing else (`ctdb listnodes`, `onnode`).

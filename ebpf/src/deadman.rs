@@ -238,10 +238,11 @@ pub struct Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        let state = &page(&self.deadman.mapping).state;
+        // One that could not hold speaks only for itself, not for another that does.
+        let from = if self.holding.is_some() { ARMED } else { NEW };
         if !std::thread::panicking() {
-            page(&self.deadman.mapping)
-                .state
-                .store(LEFT, Ordering::Release);
+            let _ = state.compare_exchange(from, LEFT, Ordering::AcqRel, Ordering::Acquire);
         }
         if let Some(holding) = self.holding.take() {
             holding.release();

@@ -12,7 +12,7 @@ mod table;
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt, io,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     maps::{MapData, PerCpuArray},
 };
 
@@ -150,6 +150,8 @@ impl Lease {
         }
         let public = pins::open(dir, &pins::PUBLIC)?;
         let cell = open_pinned_deadline(dir)?;
+        // Only now, since the mark of a predecessor's death silences too.
+        cell.reset_holder()?;
         let counters = ebpf
             .take_map(pins::COUNTERS.name)
             .ok_or(Error::Object(pins::COUNTERS.name))?
@@ -324,9 +326,7 @@ impl Lease {
 fn load(pin_dir: Option<&Path>) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     // Nothing in the object refers to the kernel's own types.
-    loader
-        .btf(None)
-        .verifier_log_level(VerifierLogLevel::DISABLE);
+    loader.btf(None);
     if let Some(dir) = pin_dir {
         for spec in pins::MAPS {
             loader.map_pin_path(spec.name, dir.join(spec.pin));
@@ -342,13 +342,15 @@ fn end_predecessor(dir: &Path) -> Result<(), Error> {
     for spec in pins::MAPS {
         match pins::open(dir, spec) {
             Ok(fd) => opened.push(fd),
-            Err(Error::System { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             Err(error @ Error::Layout(_)) => tracing::info!(%error, "dropping a pin"),
             Err(error) => return Err(error),
         }
     }
-    if let Ok(cell) = open_pinned_deadline(dir) {
-        cell.end_all();
+    match cell::end_pinned(dir) {
+        Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        Err(Error::Layout(_)) => {}
+        result => result?,
     }
     let Ok([public, ..]) = <[OwnedFd; pins::MAPS.len()]>::try_from(opened) else {
         return pins::drop_maps(dir);
@@ -360,9 +362,7 @@ fn end_predecessor(dir: &Path) -> Result<(), Error> {
         .filter(|(_, entry)| entry.slot != 0)
         .map(|(key, entry)| (*key, Entry { slot: 0, ..*entry }))
         .collect();
-    write(map, &mut table, granted)?;
-    // Only now, since its mark of a holder's death silences too.
-    open_pinned_deadline(dir)?.reset_holder()
+    write(map, &mut table, granted)
 }
 
 fn public_map(fd: &OwnedFd) -> Result<MapRef<'_, Key, Entry>, Error> {
@@ -371,7 +371,7 @@ fn public_map(fd: &OwnedFd) -> Result<MapRef<'_, Key, Entry>, Error> {
         .ok_or_else(|| Error::Layout(pins::PUBLIC.pin.into()))
 }
 
-fn changing(error: std::io::Error) -> Error {
+fn changing(error: io::Error) -> Error {
     Error::system("changing", "the lease map", error)
 }
 
@@ -418,6 +418,9 @@ fn detach_clsact(ifindex: u32) -> Result<(), Error> {
         .try_for_each(|direction| interface.detach_clsact(*direction))
 }
 
+/// Characters of a verifier's log that say enough.
+const EXPLANATION: usize = 400;
+
 /// One line: what failed, and what usually helps.
 fn explain(error: &Error) -> String {
     let mut text = error.to_string();
@@ -428,13 +431,14 @@ fn explain(error: &Error) -> String {
         if !text.contains(&line) {
             text = format!("{text}: {line}");
         }
-        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+        if let Some(io) = inner.downcast_ref::<io::Error>() {
             errno = io.raw_os_error();
         }
         source = inner.source();
     }
-    let text: Vec<&str> = text.split_whitespace().collect();
-    let text = text.join(" ");
+    // A verifier's log is long and has many lines.
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let text: String = words.join(" ").chars().take(EXPLANATION).collect();
     match errno {
         Some(libc::EPERM | libc::EACCES) => format!(
             "{text} (needs root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, and no kernel \

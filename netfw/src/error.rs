@@ -36,7 +36,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel refused for lack of a capability.
-    #[error("{doing}: not permitted; the daemon needs CAP_NET_ADMIN and CAP_NET_RAW, start it as root")]
+    #[error(
+        "{doing}: not permitted; the daemon needs CAP_NET_ADMIN and CAP_NET_RAW, start it as root"
+    )]
     Permission {
         /// What was being done.
         doing: String,
@@ -75,20 +77,6 @@ pub enum Error {
         /// What was being done.
         doing: String,
     },
-    /// The executor's queue is full.
-    #[error("{doing}: {limit} batches of address work are waiting already; the kernel is slow, try again")]
-    Busy {
-        /// What was being done.
-        doing: String,
-        /// Length of the queue.
-        limit: usize,
-    },
-    /// The executor's thread has ended.
-    #[error("{doing}: the thread for address work has ended; restart the daemon")]
-    Ended {
-        /// What was being done.
-        doing: String,
-    },
 }
 
 impl Error {
@@ -106,7 +94,11 @@ impl Error {
         let doing = doing.into();
         match source.raw_os_error() {
             Some(libc::EPERM) => Self::Permission { doing },
-            _ => Self::Kernel { doing, source, detail },
+            _ => Self::Kernel {
+                doing,
+                source,
+                detail,
+            },
         }
     }
 
@@ -118,10 +110,7 @@ impl Error {
             Self::FamilyUnavailable { source, .. }
             | Self::NotSupported { source, .. }
             | Self::Kernel { source, .. } => source.raw_os_error(),
-            Self::TooMany { .. }
-            | Self::NotInstalled { .. }
-            | Self::Busy { .. }
-            | Self::Ended { .. } => None,
+            Self::TooMany { .. } | Self::NotInstalled { .. } => None,
         }
     }
 }

@@ -47,8 +47,6 @@ pub(crate) struct Raw<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) seq: u32,
-    /// Header included.
-    pub(crate) whole: &'a [u8],
     pub(crate) body: &'a [u8],
 }
 
@@ -65,7 +63,10 @@ impl Raw<'_> {
         if code == 0 {
             return Some(Ok(()));
         }
-        Some(Err(Refusal { errno: code.saturating_neg(), detail: self.detail() }))
+        Some(Err(Refusal {
+            errno: code.saturating_neg(),
+            detail: self.detail(),
+        }))
     }
 
     /// The kernel's words in an extended acknowledgement.
@@ -82,7 +83,9 @@ impl Raw<'_> {
         attributes(self.body.get(at..)?)
             .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
             .map(|(_, text)| {
-                String::from_utf8_lossy(text).trim_end_matches('\0').to_owned()
+                String::from_utf8_lossy(text)
+                    .trim_end_matches('\0')
+                    .to_owned()
             })
     }
 }
@@ -95,12 +98,13 @@ pub(crate) fn split(mut datagram: &[u8]) -> impl Iterator<Item = Raw<'_>> {
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
         let whole = datagram.get(..length)?;
         let body = whole.get(HEADER_BYTES..)?;
-        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        datagram = datagram
+            .get(length.next_multiple_of(4)..)
+            .unwrap_or_default();
         Some(Raw {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             seq: u32::from_ne_bytes([s0, s1, s2, s3]),
-            whole,
             body,
         })
     })
@@ -136,7 +140,11 @@ impl Netlink {
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
         SockRef::from(&socket).set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        Ok(Self { socket, seq: 0, buffer: Vec::with_capacity(DATAGRAM_BYTES) })
+        Ok(Self {
+            socket,
+            seq: 0,
+            buffer: Vec::with_capacity(DATAGRAM_BYTES),
+        })
     }
 
     pub(crate) fn route() -> io::Result<Self> {
@@ -172,16 +180,6 @@ impl Netlink {
         Ok(verdicts)
     }
 
-    /// One request.
-    pub(crate) fn request(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Result<(), Refusal>> {
-        let mut verdicts = self.requests(vec![(message, flags)])?;
-        verdicts.pop().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
-
     /// Reads the verdicts on `count` requests numbered from `first`.
     fn collect(
         &mut self,
@@ -209,8 +207,8 @@ impl Netlink {
         Ok(())
     }
 
-    /// Dumps what `request` asks for; `each` sees every message of the answer. Taken again if the
-    /// table changed meanwhile, so `each` starts over whenever `restart` was called.
+    /// Dumps what `request` asks for; `each` sees every message of the answer and what was found
+    /// before it. Taken again if the table changed meanwhile.
     pub(crate) fn dump<T>(
         &mut self,
         request: &RouteNetlinkMessage,
@@ -245,7 +243,10 @@ impl Netlink {
                 interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
                 match message.kind {
                     NLMSG_DONE => {
-                        let code = message.body.first_chunk().map_or(0, |c| i32::from_ne_bytes(*c));
+                        let code = message
+                            .body
+                            .first_chunk()
+                            .map_or(0, |c| i32::from_ne_bytes(*c));
                         if code < 0 {
                             return Err(io::Error::from_raw_os_error(code.saturating_neg()));
                         }
@@ -260,6 +261,19 @@ impl Netlink {
                 }
             }
         }
+    }
+
+    /// Asks for a dump with a message that no typed codec knows; [`Self::read_dump`] reads it.
+    pub(crate) fn send_dump(&mut self, kind: u16, body: &[u8]) -> io::Result<u32> {
+        let seq = self.next_seq();
+        let mut bytes = ((HEADER_BYTES + body.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+        bytes.extend(seq.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(body);
+        self.send(&bytes)?;
+        Ok(seq)
     }
 
     /// Sends raw bytes as one datagram.
@@ -284,7 +298,9 @@ impl Netlink {
             let received = self.socket.recv(&mut self.buffer, flags | libc::MSG_TRUNC);
             match received {
                 Ok(length) if length > self.buffer.len() => {
-                    return Err(io::Error::other("datagram of the kernel longer than the buffer"));
+                    return Err(io::Error::other(
+                        "datagram of the kernel longer than the buffer",
+                    ));
                 }
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -354,7 +370,20 @@ mod tests {
             assert!(split(&datagram[..cut]).count() <= 1);
         }
         for length in [0u16, 3, 200] {
-            assert_eq!(attributes(&[length.to_ne_bytes()[0], length.to_ne_bytes()[1], 1, 0, 9, 9, 9, 9]).count(), 0);
+            assert_eq!(
+                attributes(&[
+                    length.to_ne_bytes()[0],
+                    length.to_ne_bytes()[1],
+                    1,
+                    0,
+                    9,
+                    9,
+                    9,
+                    9
+                ])
+                .count(),
+                0
+            );
         }
     }
 }

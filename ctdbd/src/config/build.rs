@@ -109,7 +109,7 @@ pub(super) fn duration_text(duration: Duration) -> String {
     }
 }
 
-fn public_addresses(paths: &Paths, report: &mut Report) -> Option<Vec<PublicAddress>> {
+pub(super) fn public_addresses(paths: &Paths, report: &mut Report) -> Option<Vec<PublicAddress>> {
     let file = &paths.public_addresses;
     match read_text(file, addresses::MAX_FILE) {
         Ok(Some(text)) => PublicAddress::parse_list(&text, file, report),

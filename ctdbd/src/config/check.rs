@@ -3,11 +3,10 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use super::nodes::NodesSource;
 use super::settings::Origin;
 use super::{
-    AddressMode, Config, DetectorPriority, LockKind, Problem, Profile, Report, Severity, Transport,
-    Tunable,
+    AddressMode, Config, DetectorPriority, LockKind, Problem, Profile, PublicAddress, Report,
+    Severity, Transport, Tunable,
 };
 
 /// Port of the links if `/etc/services` does not name one.
@@ -16,7 +15,7 @@ const DEFAULT_PORT: u16 = 4379;
 /// Checks across files. `interface_exists` also knows alternative names.
 pub(super) fn check(config: &Config, interface_exists: &dyn Fn(&str) -> bool, report: &mut Report) {
     node_address(config, report);
-    public_addresses(config, interface_exists, report);
+    public_addresses(config, &config.public_addresses, interface_exists, report);
     home_nodes(config, report);
     lock(config, report);
     if config.security.transport == Transport::Noise {
@@ -69,15 +68,23 @@ fn node_address(config: &Config, report: &mut Report) {
     }
 }
 
-fn public_addresses(config: &Config, interface_exists: &dyn Fn(&str) -> bool, report: &mut Report) {
+/// Public addresses against the nodes list and this host; also when the file is read again.
+pub(super) fn public_addresses(
+    config: &Config,
+    list: &[PublicAddress],
+    interface_exists: &dyn Fn(&str) -> bool,
+    report: &mut Report,
+) {
     let file = &config.paths.public_addresses;
-    if config.cluster.voter_only && !config.public_addresses.is_empty() {
-        report.warning(
-            file,
-            None,
-            "this node only votes; its public addresses are not used",
-            "empty the file, or remove `[cluster] voter only`",
-        );
+    if config.cluster.voter_only {
+        if !list.is_empty() {
+            report.warning(
+                file,
+                None,
+                "this node only votes; its public addresses are not used",
+                "empty the file, or remove `[cluster] voter only`",
+            );
+        }
         return;
     }
     // Several daemons of one host, in CTDB's test mode, name interfaces that are not there.
@@ -88,7 +95,7 @@ fn public_addresses(config: &Config, interface_exists: &dyn Fn(&str) -> bool, re
     };
     let mut unknown: Vec<&str> = Vec::new();
     let mut shared = false;
-    for public in &config.public_addresses {
+    for public in list {
         let line = Some(public.line);
         if let Some(pnn) = config.nodes.find(public.address()) {
             report.error(
@@ -213,14 +220,6 @@ fn lock(config: &Config, report: &mut Report) {
                 );
             }
         }
-    }
-    if let NodesSource::Command(words) = &config.cluster.nodes_source {
-        report.note(
-            &file,
-            None,
-            format!("the nodes list comes from the command {}", words.join(" ")),
-            "",
-        );
     }
 }
 

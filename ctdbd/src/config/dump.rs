@@ -14,7 +14,7 @@ pub fn dump(config: &Config) -> Value {
     let mut sections = serde_json::Map::new();
     for (key, setting) in config.settings.iter() {
         let section = sections.entry(key.section).or_insert_with(|| json!({}));
-        section[key.name] = entry(json!(setting.text), &setting.origin, key.fate);
+        section[key.name] = entry(&json!(setting.text), &setting.origin, key.fate);
     }
     let mut tunables = serde_json::Map::new();
     for tunable in Tunable::ALL
@@ -25,7 +25,7 @@ pub fn dump(config: &Config) -> Value {
         let origin = config.tunables.origin(tunable);
         tunables.insert(
             tunable.name().to_owned(),
-            entry(value, origin, tunable.fate()),
+            entry(&value, origin, tunable.fate()),
         );
     }
     let nodes: Vec<Value> = config
@@ -68,7 +68,7 @@ pub fn dump(config: &Config) -> Value {
     })
 }
 
-fn entry(value: Value, origin: &Origin, fate: Fate) -> Value {
+fn entry(value: &Value, origin: &Origin, fate: Fate) -> Value {
     match fate {
         Fate::Honoured | Fate::Ours => json!({"value": value, "origin": origin}),
         _ => json!({"value": value, "origin": origin, "note": fate.to_string()}),

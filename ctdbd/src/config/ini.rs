@@ -159,19 +159,21 @@ mod tests {
 
     use super::*;
 
-    fn read(text: &str) -> (Vec<(String, String, String, u32)>, Vec<String>) {
+    fn read(text: &str) -> (Vec<Entry>, Vec<String>) {
         let mut report = Report::default();
-        let entries = parse(text.as_bytes(), Path::new("f"), &mut report)
-            .into_iter()
-            .map(|entry| (entry.section, entry.key, entry.value, entry.line))
-            .collect();
+        let entries = parse(text.as_bytes(), Path::new("f"), &mut report);
         (entries, report.lines().collect())
     }
 
     fn one(text: &str) -> (String, String) {
         let (entries, problems) = read(text);
         assert_eq!(problems, Vec::<String>::new(), "{text}");
-        let (section, key, value, _) = entries.into_iter().next().unwrap();
+        let Entry {
+            section,
+            key,
+            value,
+            ..
+        } = entries.into_iter().next().unwrap();
         (format!("{section}/{key}"), value)
     }
 
@@ -204,8 +206,8 @@ mod tests {
     #[test]
     fn lines_are_counted_through_continuations() {
         let (entries, _) = read("[a]\nb = 1 \\\n 2\nc = 3\n");
-        assert_eq!(entries[0].3, 2);
-        assert_eq!(entries[1].3, 4);
+        assert_eq!(entries[0].line, 2);
+        assert_eq!(entries[1].line, 4);
     }
 
     #[test]

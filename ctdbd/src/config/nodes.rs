@@ -401,7 +401,10 @@ mod tests {
 
     #[test]
     fn at_most_sixty_four() {
-        let list = |n: usize| (1..=n).map(|i| format!("10.0.0.{i}\n")).collect::<String>();
+        let list = |n: usize| {
+            let lines: Vec<String> = (1..=n).map(|i| format!("10.0.0.{i}")).collect();
+            lines.join("\n")
+        };
         assert_eq!(parse(&list(64)).0.unwrap().len(), 64);
         let (nodes, problems) = parse(&list(65));
         assert_eq!(nodes, None);

@@ -313,7 +313,7 @@ impl<'a> Reader<'a> {
     ) -> u32 {
         let parse = |text: &str| {
             c_integer(text)
-                .filter(|number| *number <= i32::MAX as u32)
+                .filter(|number| i32::try_from(*number).is_ok())
                 .ok_or_else(|| format!("'{text}' is not a number"))
                 .and_then(|number| {
                     if (low..=high).contains(&number) {

@@ -341,8 +341,11 @@ fn what_decides_depends_on_lock_and_nodes() {
         ),
         (5, split.to_owned(), Some((Authority::Majority, 3))),
     ] {
-        let list: String = (1..=nodes).map(|n| format!("10.1.0.{n}\n")).collect();
-        write(&host.paths.nodes, &format!("{list}#10.1.0.9\n"));
+        let list: Vec<String> = (1..=nodes).map(|n| format!("10.1.0.{n}")).collect();
+        write(
+            &host.paths.nodes,
+            &format!("{}\n#10.1.0.9\n", list.join("\n")),
+        );
         let (config, problems) = host.conf(&format!("[cluster]\n{keys}"));
         let found = config.map(|config| (config.cluster.authority, config.quorum()));
         assert_eq!(found, expected, "{nodes} nodes, {keys}: {problems:?}");
@@ -414,6 +417,30 @@ fn the_other_files_are_checked_against_each_other() {
         &problems,
         "ctdb.tunables:1: warning: NoIPFailback has no effect with",
     );
+}
+
+#[test]
+fn public_addresses_are_read_again_with_all_checks() {
+    let host = Host::new();
+    let config = host.load().0.unwrap();
+    write(
+        &host.paths.public_addresses,
+        "10.2.0.1/24 lo\n10.2.0.2/24 lo\n",
+    );
+    let (list, report) = reload_public_addresses(&config);
+    assert_eq!(list.unwrap().len(), 2);
+    assert_eq!(report, Report::default());
+    for bad in [
+        "10.1.0.1/24 lo\n",
+        "10.2.0.1/24 no-such-if\n",
+        "10.2.0.1 lo\n",
+    ] {
+        write(&host.paths.public_addresses, bad);
+        let (list, report) = reload_public_addresses(&config);
+        assert!(list.is_none() && report.has_errors(), "{bad}");
+    }
+    std::fs::remove_file(&host.paths.public_addresses).unwrap();
+    assert_eq!(reload_public_addresses(&config).0.unwrap(), []);
 }
 
 #[test]

@@ -171,8 +171,7 @@ impl Tunable {
         let name = self.name();
         match self.fate() {
             Honoured | Fate::Ours => None,
-            Mapped(text) => Some(format!("{name} has no effect: {text}")),
-            Accepted(text) => Some(format!("{name} has no effect: {text}")),
+            Mapped(text) | Accepted(text) => Some(format!("{name} has no effect: {text}")),
             Obsolete(text) => Some(format!("{name} is obsolete: {text}")),
         }
     }
@@ -272,8 +271,7 @@ impl Tunables {
 
     fn read(&mut self, text: &str, file: &Path, mistake: Severity, report: &mut Report) {
         for (raw, line) in text.split('\n').zip(1_u32..) {
-            // A comment only at the start of the line, blanks before it included by CTDB's rule
-            // that a name cannot begin with `#`.
+            // Comments are whole lines only: a value is the last thing on its line.
             let trimmed = raw.trim_ascii();
             if trimmed.is_empty() || trimmed.starts_with('#') {
                 continue;

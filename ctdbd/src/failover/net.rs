@@ -44,6 +44,7 @@ pub(super) struct Net {
     firewall: Option<Firewall>,
     addresses: Addresses,
     announcer: Announcer,
+    schedule: Schedule,
     sockets: Sockets,
     public: BTreeMap<IpAddr, PublicAddress>,
     interfaces: BTreeMap<String, Interface>,
@@ -99,6 +100,7 @@ impl Net {
             firewall,
             addresses: Addresses::open()?,
             announcer: Announcer::open()?,
+            schedule: Schedule::default(),
             sockets: Sockets::open()?,
             public: BTreeMap::new(),
             interfaces: BTreeMap::new(),
@@ -367,7 +369,7 @@ impl Net {
         for (_, address) in items {
             if let Some(carried) = self.carried.get_mut(address) {
                 carried.announce_at =
-                    Schedule::STANDARD.next(now - carried.since).map(|pause| now + pause);
+                    self.schedule.next(now - carried.since).map(|pause| now + pause);
             }
         }
     }

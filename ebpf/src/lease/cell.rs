@@ -64,9 +64,7 @@ impl DeadlineCell {
 
     /// Ends all deadlines: everything public is silent when this returns.
     pub fn end_all(&self) {
-        for deadline in self.deadlines() {
-            deadline.store(0, Ordering::SeqCst);
-        }
+        end(self.deadlines());
     }
 
     /// Binds all deadlines to the life of the calling thread, which is the one that renews them:
@@ -104,6 +102,23 @@ impl Drop for Renewing {
         if let Some(holding) = self.holding.take() {
             holding.release();
         }
+    }
+}
+
+/// Ends the deadlines that a predecessor pinned in `dir`, whatever became of its other maps.
+pub(super) fn end_pinned(dir: &Path) -> Result<(), Error> {
+    let deadline = pins::open(dir, &pins::DEADLINE)?;
+    let mapping = Mapping::new(deadline.as_fd(), size_of::<Deadlines>())
+        .map_err(|error| Error::system("mapping lease map", pins::DEADLINE.pin, error))?;
+    // SAFETY: atomics, mapped with this size.
+    let deadlines: &Deadlines = unsafe { mapping.cast() };
+    end(deadlines);
+    Ok(())
+}
+
+fn end(deadlines: &Deadlines) {
+    for deadline in deadlines {
+        deadline.store(0, Ordering::SeqCst);
     }
 }
 

@@ -339,3 +339,32 @@ fn tc_type(direction: Direction) -> TcAttachType {
         Direction::Outgoing => TcAttachType::Egress,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::load;
+
+    #[test]
+    fn every_program_loads() {
+        sys::raise_memlock();
+        let mut ebpf = load(None).unwrap();
+        for header in [Header::Ethernet, Header::None, Header::Infiniband] {
+            for direction in DIRECTIONS {
+                let name = header.program(direction);
+                let loaded = program(&mut ebpf, name);
+                assert!(loaded.is_ok(), "needs root: {}", loaded.unwrap_err());
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_of_interfaces() {
+        assert_eq!(Header::of(1), Ok(Some(Header::Ethernet)));
+        assert_eq!(Header::of(32), Ok(Some(Header::Infiniband)));
+        assert_eq!(Header::of(65534), Ok(Some(Header::None)));
+        assert_eq!(Header::of(280), Ok(None));
+        assert!(Header::of(772).is_err());
+        assert!(Header::of(4).is_err());
+    }
+}

@@ -160,8 +160,8 @@ impl Lab {
         Ok(start.elapsed())
     }
 
-    /// A node of that role that hosts an address.
-    pub fn victim(&self, role: Role) -> Result<u32> {
+    /// A node of the plan's role that hosts an address, of the plan's family if one is to move.
+    pub fn victim(&self, plan: Plan) -> Result<u32> {
         let asked = self
             .hosts()
             .iter()
@@ -169,12 +169,16 @@ impl Lab {
             .context("no daemon runs")?;
         let leader = asked.leader_seen()?.context("there is no leader")?;
         let owners = asked.ip_owners()?;
-        let hosts = |pnn: u32| owners.values().any(|o| *o == Some(pnn));
-        let found = match role {
-            Role::Leader => Some(leader).filter(|l| hosts(*l)),
-            Role::Follower => (0..self.settings().nodes).find(|n| *n != leader && hosts(*n)),
+        let fits = |pnn: u32| {
+            owners.iter().any(|(address, owner)| {
+                *owner == Some(pnn) && (plan.fail != Fail::Move || address.is_ipv6() == plan.ipv6)
+            })
         };
-        found.with_context(|| format!("no {role:?} hosts an address: leader {leader}, {owners:?}"))
+        let found = match plan.role {
+            Role::Leader => Some(leader).filter(|l| fits(*l)),
+            Role::Follower => (0..self.settings().nodes).find(|n| *n != leader && fits(*n)),
+        };
+        found.with_context(|| format!("no node fits {plan:?}: leader {leader}, {owners:?}"))
     }
 }
 
@@ -189,7 +193,7 @@ impl<'a> Scene<'a> {
         events: Option<Sender<Event>>,
     ) -> Result<Self> {
         let Plan { fail, role, ipv6 } = plan;
-        let victim = lab.victim(role)?;
+        let victim = lab.victim(plan)?;
         let owners = lab.node(victim).ip_owners()?;
         let of_victim = owners
             .iter()

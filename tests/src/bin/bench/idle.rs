@@ -1,7 +1,6 @@
 //! What the daemon costs while nothing happens: the lease program, memory, CPU, one command.
 
 use std::net::IpAddr;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,8 +16,6 @@ const SPAN: Duration = Duration::from_millis(500);
 const PAIRS: usize = 8;
 /// How long an idle node is watched.
 const WATCH: Duration = Duration::from_secs(10);
-/// Calls of the command line for one sample.
-const CALLS: u32 = 100;
 
 /// Gives a rate of a load on a node's address.
 type Load = fn(&Lab, u32, IpAddr) -> Result<f64>;
@@ -29,6 +26,9 @@ fn patience(flavor: Flavor) -> Duration {
 
 /// Load to a public address under a lease, and to the same in a cluster without daemons, in turn.
 pub fn lease(runs: Runs) -> Result<Vec<Row>> {
+    if runs.ours == 0 {
+        return Ok(Vec::new());
+    }
     let with = Lab::builder().build()?;
     with.bring_up(&[Service::Plain], patience(Flavor::Ours))?;
     let address = with.public_addresses()[0];
@@ -83,11 +83,9 @@ pub fn lease(runs: Runs) -> Result<Vec<Row>> {
 pub fn idle(runs: Runs) -> Result<Vec<Row>> {
     let samples = |flavor, runs: usize| -> Result<(Vec<f64>, Vec<f64>)> {
         let (mut memory, mut cpu) = (Vec::new(), Vec::new());
-        if runs == 0 {
+        let Some(lab) = up(flavor, runs)? else {
             return Ok((memory, cpu));
-        }
-        let lab = Lab::builder().flavor(flavor).build()?;
-        lab.bring_up(&[], patience(flavor))?;
+        };
         thread::sleep(Duration::from_secs(5));
         // All nodes at once: the dearest counts.
         for _ in 0..runs {
@@ -148,38 +146,57 @@ pub fn idle(runs: Runs) -> Result<Vec<Row>> {
     ])
 }
 
-/// One call of the command line, process and all, as a shell's loop sees it.
+/// One call of the command line, process and all, as a shell's loop sees it. CTDB's `status`
+/// waits for the next broadcast of its leader, its `pnn` does not.
 pub fn command(runs: Runs) -> Result<Vec<Row>> {
-    let samples = |flavor, runs: usize| -> Result<Vec<f64>> {
-        if runs == 0 {
-            return Ok(Vec::new());
-        }
-        let lab = Lab::builder().flavor(flavor).build()?;
-        lab.bring_up(&[], patience(flavor))?;
-        let node = lab.node(0);
-        (0..runs)
-            .map(|_| {
-                let script = format!(
-                    "i=0; while [ $i -lt {CALLS} ]; do \"$0\" \"$@\" >/dev/null || exit 1; \
-                     i=$((i+1)); done"
-                );
-                let mut command: Command = node.ctdb_in_shell(&script, &["status"])?;
-                let start = Instant::now();
-                let out = node.netns().output(&mut command)?;
-                ensure!(out.status.success(), "ctdb status: {out:?}");
-                eprint!(".");
-                Ok(start.elapsed().as_secs_f64() * 1000.0 / f64::from(CALLS))
-            })
-            .collect()
-    };
-    let ours = samples(Flavor::Ours, runs.ours)?;
-    let theirs = samples(Flavor::Ctdb, runs.reference)?;
+    let (ours, theirs) = (
+        up(Flavor::Ours, runs.ours)?,
+        up(Flavor::Ctdb, runs.reference)?,
+    );
+    let mut rows = Vec::new();
+    for (verb, calls) in [("pnn", 100), ("status", 20)] {
+        rows.push(Row {
+            what: format!("one call of the command line (`ctdb {verb}`)"),
+            unit: Unit::Ms,
+            ours: calls_of(ours.as_ref(), verb, calls, runs.ours)?,
+            goal: Some(3.0),
+            reference: calls_of(theirs.as_ref(), verb, calls, runs.reference)?
+                .into_iter()
+                .map(Some)
+                .collect(),
+        });
+    }
     eprintln!();
-    Ok(vec![Row {
-        what: "one call of the command line (`ctdb status`)".into(),
-        unit: Unit::Ms,
-        ours,
-        goal: Some(3.0),
-        reference: theirs.into_iter().map(Some).collect(),
-    }])
+    Ok(rows)
+}
+
+/// A cluster, if there is anything to measure.
+fn up(flavor: Flavor, runs: usize) -> Result<Option<Lab>> {
+    if runs == 0 {
+        return Ok(None);
+    }
+    let lab = Lab::builder().flavor(flavor).build()?;
+    lab.bring_up(&[], patience(flavor))?;
+    Ok(Some(lab))
+}
+
+/// Milliseconds of one call, for each run of many.
+fn calls_of(lab: Option<&Lab>, verb: &str, calls: u32, runs: usize) -> Result<Vec<f64>> {
+    let Some(lab) = lab else {
+        return Ok(Vec::new());
+    };
+    let node = lab.node(0);
+    let script = format!(
+        "i=0; while [ $i -lt {calls} ]; do \"$0\" \"$@\" >/dev/null || exit 1; i=$((i+1)); done"
+    );
+    (0..runs)
+        .map(|_| {
+            let mut command = node.ctdb_in_shell(&script, &[verb])?;
+            let start = Instant::now();
+            let out = node.netns().output(&mut command)?;
+            ensure!(out.status.success(), "ctdb {verb}: {out:?}");
+            eprint!(".");
+            Ok(start.elapsed().as_secs_f64() * 1000.0 / f64::from(calls))
+        })
+        .collect()
 }

@@ -71,7 +71,11 @@ impl Row {
             format!(
                 "≤ {}{}",
                 self.unit.show(g),
-                if self.met() { "" } else { " **missed**" }
+                if self.ours.is_empty() || self.met() {
+                    ""
+                } else {
+                    " **missed**"
+                }
             )
         });
         let theirs = match self.reference_median() {

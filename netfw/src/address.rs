@@ -1,0 +1,239 @@
+//! Public addresses put on interfaces and taken off them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{AfSpecUnspec, LinkAttribute, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::netlink::{Netlink, Refusal};
+use crate::{Error, IfIndex};
+
+/// `IFLA_INET_CONF`: the per-interface IPv4 settings, as attributes numbered like the sysctls.
+const IFLA_INET_CONF: u16 = 1;
+/// `IPV4_DEVCONF_PROMOTE_SECONDARIES`.
+const PROMOTE_SECONDARIES: u16 = 20;
+
+/// Adds and removes addresses in one network namespace, many per call. One per thread.
+#[derive(Debug)]
+pub struct Addresses {
+    netlink: Netlink,
+}
+
+impl Addresses {
+    /// Opens the socket.
+    pub fn open() -> Result<Self, Error> {
+        let netlink = Netlink::route()
+            .map_err(|source| Error::kernel("open a netlink socket for addresses", source))?;
+        Ok(Self { netlink })
+    }
+
+    /// Puts each address on its interface: without duplicate address detection (the cluster has
+    /// decided), with the route to its subnet, and for IPv4 the subnet's broadcast address. An
+    /// address that is there already, with this prefix length, is no error. The results are in
+    /// the order of `batch`; one that fails does not stop the others.
+    pub fn add(&mut self, batch: &[(IfIndex, IpNet)]) -> Vec<Result<(), Error>> {
+        let requests = batch
+            .iter()
+            .map(|(ifindex, net)| {
+                let message = RouteNetlinkMessage::NewAddress(message(*ifindex, *net, true));
+                (message, NLM_F_CREATE | NLM_F_EXCL)
+            })
+            .collect();
+        let verdicts = self.netlink.requests(requests);
+        results("add address", batch, verdicts, |refusal| {
+            refusal.errno == libc::EEXIST
+        })
+    }
+
+    /// Takes each address off its interface; one that is not there, or whose interface is gone,
+    /// is no error. Other addresses stay: before the first IPv4 address goes, its interface is
+    /// told to promote secondary addresses (what `net.ipv4.conf.IFACE.promote_secondaries` is),
+    /// since the kernel would else delete a primary's secondaries with it. Results as for
+    /// [`Self::add`].
+    pub fn remove(&mut self, batch: &[(IfIndex, IpNet)]) -> Vec<Result<(), Error>> {
+        let interfaces: BTreeSet<IfIndex> = batch
+            .iter()
+            .filter(|(_, net)| net.addr().is_ipv4())
+            .map(|(index, _)| *index)
+            .collect();
+        let promotions = interfaces
+            .iter()
+            .map(|index| (promote_secondaries(*index), 0))
+            .collect();
+        let kept = match self.netlink.requests(promotions) {
+            Ok(kept) => kept,
+            Err(error) => return results("remove address", batch, Err(error), |_| false),
+        };
+        // Without it neighbours of the address would go as well: such an interface is left alone.
+        let unsafe_interfaces: Vec<(IfIndex, Refusal)> = interfaces
+            .into_iter()
+            .zip(kept)
+            .filter_map(|(index, verdict)| Some((index, verdict.err()?)))
+            .filter(|(_, refusal)| !gone(refusal.errno))
+            .collect();
+        let requests = batch
+            .iter()
+            .filter(|(index, net)| refused(&unsafe_interfaces, *index, net.addr()).is_none())
+            .map(|(index, net)| {
+                (
+                    RouteNetlinkMessage::DelAddress(message(*index, *net, false)),
+                    0,
+                )
+            })
+            .collect();
+        let mut verdicts = match self.netlink.requests(requests) {
+            Ok(verdicts) => verdicts.into_iter(),
+            Err(error) => return results("remove address", batch, Err(error), |_| false),
+        };
+        batch
+            .iter()
+            .map(|(index, net)| {
+                if let Some(refusal) = refused(&unsafe_interfaces, *index, net.addr()) {
+                    let doing = format!(
+                        "set promote_secondaries on interface {index} before removing {net}"
+                    );
+                    return Err(Error::kernel_detail(
+                        doing,
+                        refusal.io(),
+                        refusal.detail.clone(),
+                    ));
+                }
+                match verdicts.next() {
+                    Some(Err(refusal)) if !gone(refusal.errno) => {
+                        Err(refusal_error("remove address", *index, *net, &refusal))
+                    }
+                    _ => Ok(()),
+                }
+            })
+            .collect()
+    }
+}
+
+/// The address or its interface does not exist (any more).
+fn gone(errno: i32) -> bool {
+    [libc::EADDRNOTAVAIL, libc::ENODEV].contains(&errno)
+}
+
+fn refused(
+    interfaces: &[(IfIndex, Refusal)],
+    ifindex: IfIndex,
+    address: IpAddr,
+) -> Option<&Refusal> {
+    let found = interfaces
+        .iter()
+        .find(|(index, _)| *index == ifindex && address.is_ipv4());
+    found.map(|(_, refusal)| refusal)
+}
+
+fn results(
+    verb: &str,
+    batch: &[(IfIndex, IpNet)],
+    verdicts: std::io::Result<Vec<Result<(), Refusal>>>,
+    harmless: impl Fn(&Refusal) -> bool,
+) -> Vec<Result<(), Error>> {
+    let verdicts = match verdicts {
+        Ok(verdicts) => verdicts,
+        // The socket itself failed: what had been done of the batch is not known.
+        Err(error) => {
+            return batch
+                .iter()
+                .map(|(ifindex, net)| {
+                    let doing = format!("{verb} {net} on interface {ifindex}");
+                    Err(Error::kernel(
+                        doing,
+                        std::io::Error::new(error.kind(), error.to_string()),
+                    ))
+                })
+                .collect();
+        }
+    };
+    batch
+        .iter()
+        .zip(verdicts)
+        .map(|((ifindex, net), verdict)| match verdict {
+            Err(refusal) if !harmless(&refusal) => {
+                Err(refusal_error(verb, *ifindex, *net, &refusal))
+            }
+            _ => Ok(()),
+        })
+        .collect()
+}
+
+fn refusal_error(verb: &str, ifindex: IfIndex, net: IpNet, refusal: &Refusal) -> Error {
+    let doing = format!("{verb} {net} on interface {ifindex}");
+    match refusal.errno {
+        libc::ENODEV => Error::NoDevice { doing, ifindex },
+        // The kernel's answers where a link has IPv6 switched off or too small an MTU.
+        libc::EACCES | libc::EOPNOTSUPP | libc::ENOBUFS | libc::EINVAL
+            if net.addr().is_ipv6() && refusal.detail.as_deref().is_none_or(names_family) =>
+        {
+            Error::FamilyUnavailable {
+                doing,
+                address: net.addr(),
+                ifindex,
+                source: refusal.io(),
+            }
+        }
+        _ => Error::kernel_detail(doing, refusal.io(), refusal.detail.clone()),
+    }
+}
+
+fn names_family(detail: &str) -> bool {
+    detail.contains("IPv6")
+}
+
+fn message(ifindex: IfIndex, net: IpNet, adding: bool) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = ifindex;
+    message.header.prefix_len = net.prefix_len();
+    message.header.scope = match net.addr() {
+        IpAddr::V4(address) if address.is_loopback() => AddressScope::Host,
+        IpAddr::V4(address) if address.is_link_local() => AddressScope::Link,
+        _ => AddressScope::Universe,
+    };
+    message.header.family = if net.addr().is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    message.attributes = vec![
+        AddressAttribute::Local(net.addr()),
+        AddressAttribute::Address(net.addr()),
+    ];
+    if adding {
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        if let IpNet::V4(net) = net
+            && net.prefix_len() < 31
+        {
+            message
+                .attributes
+                .push(AddressAttribute::Broadcast(net.broadcast()));
+        }
+    }
+    message
+}
+
+fn promote_secondaries(ifindex: IfIndex) -> RouteNetlinkMessage {
+    let mut settings = 8u16.to_ne_bytes().to_vec();
+    settings.extend(PROMOTE_SECONDARIES.to_ne_bytes());
+    settings.extend(1u32.to_ne_bytes());
+    let mut inet = ((4 + settings.len()) as u16).to_ne_bytes().to_vec();
+    inet.extend(IFLA_INET_CONF.to_ne_bytes());
+    inet.extend(settings);
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    let inet = AfSpecUnspec::Other(DefaultNla::new(libc::AF_INET as u16, inet));
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![inet]));
+    RouteNetlinkMessage::SetLink(message)
+}
