@@ -12,6 +12,7 @@
 pub mod addresses;
 mod build;
 mod check;
+mod cluster;
 pub mod dump;
 pub mod ini;
 pub mod legacy;

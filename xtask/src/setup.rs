@@ -9,10 +9,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Debian packages that the build, the tests and the benchmarks use.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 17] = [
     "bpftool",
     "ctdb",
     "iproute2",
+    // Wanted by CTDB's own scripts, for the comparison.
+    "iptables",
     "iputils-arping",
     "iputils-ping",
     "libmnl-dev",

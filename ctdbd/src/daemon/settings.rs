@@ -175,7 +175,7 @@ impl Settings {
             directories: vec![(run, 0o755)],
             tunables: tunables(config),
             config: Arc::new(shown(config)),
-            reload: reload(paths.public_addresses.clone()),
+            reload: reload(Arc::new(config.clone())),
         })
     }
 
@@ -277,15 +277,9 @@ fn heartbeat_nets(config: &Config, me: Pnn, dump: &Dump) -> Vec<IpNet> {
     paths::local_paths(own, &candidates, &wanted, &public, most)
 }
 
-fn reload(file: PathBuf) -> Reload {
+fn reload(config: Arc<Config>) -> Reload {
     Arc::new(move || {
-        let mut report = config::Report::default();
-        let text = match std::fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
-        };
-        let list = config::PublicAddress::parse_list(&text, &file, &mut report);
+        let (list, report) = config::reload_public_addresses(&config);
         let mistakes: Vec<String> = report
             .problems
             .iter()

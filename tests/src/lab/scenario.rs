@@ -203,8 +203,10 @@ impl<'a> Scene<'a> {
             Fail::Move => of_victim.filter(|a| a.is_ipv6() == ipv6).take(1).collect(),
             _ => of_victim.collect(),
         };
+        // Where the fewest are, so that moves after moves do not heap them on one node.
         let target = (0..lab.hosts().len() as u32)
-            .find(|n| *n != victim)
+            .filter(|n| *n != victim)
+            .min_by_key(|n| owners.values().filter(|o| **o == Some(*n)).count())
             .context("one host alone has nobody to move an address to")?;
         let mut targets: Vec<_> = lab
             .public_addresses()

@@ -6,14 +6,6 @@ use super::{Lab, Links, Netns, PRIVATE_V6, PUBLIC_V6, Settings};
 use std::fmt::Write as _;
 use std::net::Ipv6Addr;
 
-/// No duplicate address detection: it would cost each new address a second.
-const NO_DAD: [(&str, &str); 4] = [
-    ("net/ipv6/conf/all/accept_dad", "0"),
-    ("net/ipv6/conf/default/accept_dad", "0"),
-    ("net/ipv6/conf/all/dad_transmits", "0"),
-    ("net/ipv6/conf/default/dad_transmits", "0"),
-];
-
 /// Name of the switch's port that node `pnn`'s interface `name` is plugged into.
 pub(super) fn port(pnn: u32, name: &str) -> String {
     format!("v{pnn}-{name}")
@@ -75,7 +67,6 @@ pub(super) fn build_switch(lab: &Lab) -> Result<()> {
 }
 
 fn prepare(space: &Netns, settings: &Settings) -> Result<()> {
-    space.sysctl(&NO_DAD)?;
     if !settings.ipv6 {
         space.sysctl(&[
             ("net/ipv6/conf/all/disable_ipv6", "1"),
