@@ -32,11 +32,11 @@ use tokio::sync::{mpsc, watch};
 use crate::api::{self, ApiConfig, ApiHandle, ApiStartError, Command};
 use crate::config::{self, Paths};
 use crate::failover::{self, Executor, FailoverError, Outcome};
+use crate::guard;
 use crate::liveness::{self, Detector, LivenessError};
 use crate::log::{Location, Log, LogError};
 use crate::process::{self, PidFile, PidFileError};
 use crate::transport::{LinkEvent, Transport, TransportError};
-use crate::guard;
 use node::{Node, Parts};
 use settings::Settings;
 
@@ -162,8 +162,10 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
 
 fn make_directories(settings: &Settings) -> Result<(), DaemonError> {
     for (path, mode) in &settings.directories {
-        make_directory(path, *mode)
-            .map_err(|source| DaemonError::Directory { path: path.clone(), source })?;
+        make_directory(path, *mode).map_err(|source| DaemonError::Directory {
+            path: path.clone(),
+            source,
+        })?;
     }
     Ok(())
 }
@@ -172,7 +174,10 @@ fn make_directory(path: &Path, mode: u32) -> std::io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
 }
 
 /// Everything that runs.
@@ -374,7 +379,11 @@ impl Daemon {
     /// one, at most one per turn of the loop.
     fn guard_ended(&mut self) {
         tracing::error!("the guard has ended; starting another");
-        let pins = self.node.parts.builtin.then_some(self.settings.bpf_dir.as_path());
+        let pins = self
+            .node
+            .parts
+            .builtin
+            .then_some(self.settings.bpf_dir.as_path());
         match guard::spawn(&self.deadman, pins, self.settings.timing.settle()) {
             Ok(guard) => self.guard = Some(guard),
             Err(error) => {
@@ -405,8 +414,10 @@ fn draw_incarnation() -> Result<Incarnation, DaemonError> {
 
 /// A paused or migrated virtual machine's clock stands still (`spec/kernel.md` 8.9).
 fn warn_of_virtual_machine() {
-    let virtual_machine = std::fs::read_to_string("/proc/cpuinfo")
-        .is_ok_and(|text| text.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor")));
+    let virtual_machine = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
+        text.lines()
+            .any(|line| line.starts_with("flags") && line.contains(" hypervisor"))
+    });
     if virtual_machine {
         tracing::warn!(
             "this host is a virtual machine: while it is paused or migrated its clock stands still, \

@@ -174,7 +174,14 @@ impl Executor {
             .name("failover".to_owned())
             .spawn(move || thread.run())
             .map_err(FailoverError::Thread)?;
-        Ok((Self { jobs, waiting: VecDeque::new() }, receiver, deadline))
+        Ok((
+            Self {
+                jobs,
+                waiting: VecDeque::new(),
+            },
+            receiver,
+            deadline,
+        ))
     }
 
     /// Hands over a job; never blocks.
@@ -193,7 +200,9 @@ impl Executor {
                     return;
                 }
                 Err(TrySendError::Disconnected(_)) => {
-                    tracing::error!("the thread for address work has ended; the daemon must restart");
+                    tracing::error!(
+                        "the thread for address work has ended; the daemon must restart"
+                    );
                     self.waiting.clear();
                     return;
                 }

@@ -41,7 +41,9 @@ pub fn spawn(deadman: &Deadman, pins: Option<&Path>, settle: Duration) -> io::Re
 
 /// Arguments of the guard, if this process shall be one.
 pub fn arguments(args: &[OsString]) -> Option<(Option<PathBuf>, Duration)> {
-    let [_, name, pins, settle] = args else { return None };
+    let [_, name, pins, settle] = args else {
+        return None;
+    };
     if name != GUARD_ARGUMENT {
         return None;
     }
@@ -66,7 +68,9 @@ fn guard(pins: Option<&Path>, settle: Duration) -> Result<(), Box<dyn std::error
     set_parent_process_death_signal(None::<Signal>)?;
     let memory = io::stdin().as_fd().try_clone_to_owned()?;
     let watcher = Watcher::from_fd(memory)?;
-    let deadlines = pins.map(ctdb_ebpf::lease::open_pinned_deadline).transpose()?;
+    let deadlines = pins
+        .map(ctdb_ebpf::lease::open_pinned_deadline)
+        .transpose()?;
     let v4 = UdpSocket::bind("0.0.0.0:0").ok();
     let v6 = UdpSocket::bind("[::]:0").ok();
     // Not possible without the right limit; then the pages stay as likely in memory as any.
@@ -101,7 +105,12 @@ fn say_gone(peer: &GuardPeer, v4: Option<&UdpSocket>, v6: Option<&UdpSocket>) {
 fn ignore_signals() -> io::Result<()> {
     use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
     let mut blocked = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ] {
         blocked.add(signal);
     }
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)?;

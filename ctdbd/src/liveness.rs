@@ -110,7 +110,9 @@ pub struct Detector {
 #[derive(Debug, thiserror::Error)]
 pub enum LivenessError {
     /// A heartbeat socket.
-    #[error("cannot open the heartbeat socket {address}: {source}; is the node's address on this host and the port free?")]
+    #[error(
+        "cannot open the heartbeat socket {address}: {source}; is the node's address on this host and the port free?"
+    )]
     Socket {
         /// Where.
         address: SocketAddr,
@@ -149,7 +151,12 @@ impl Detector {
                 move || thread::run(&setup, authority, &sockets, &shared, &queue, &wake)
             })
             .map_err(LivenessError::Start)?;
-        Ok(Self { shared, commands, wake, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            commands,
+            wake,
+            thread: Some(thread),
+        })
     }
 
     /// Gives a command; handed back if the detector does not drain its queue.

@@ -56,9 +56,15 @@ impl LogLevel {
         if word.is_empty() {
             return None;
         }
-        [Self::Error, Self::Warning, Self::Notice, Self::Info, Self::Debug]
-            .into_iter()
-            .find(|level| level.name().starts_with(&word))
+        [
+            Self::Error,
+            Self::Warning,
+            Self::Notice,
+            Self::Info,
+            Self::Debug,
+        ]
+        .into_iter()
+        .find(|level| level.name().starts_with(&word))
     }
 
     /// The word that is shown.
@@ -108,7 +114,9 @@ impl Location {
             "syslog" | "syslog:nonblocking" => Some(Self::Syslog),
             "syslog:udp" => Some(Self::Udp { rfc5424: false }),
             "syslog:udp-rfc5424" => Some(Self::Udp { rfc5424: true }),
-            _ => text.strip_prefix("file:").map(|path| Self::File(PathBuf::from(path))),
+            _ => text
+                .strip_prefix("file:")
+                .map(|path| Self::File(PathBuf::from(path))),
         }
     }
 }
@@ -117,7 +125,9 @@ impl Location {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The file, or its directory.
-    #[error("cannot open the log file {path}: {source}; create the directory or change [logging] location")]
+    #[error(
+        "cannot open the log file {path}: {source}; create the directory or change [logging] location"
+    )]
     Open {
         /// Path.
         path: PathBuf,
@@ -144,9 +154,16 @@ impl Log {
     pub fn open(location: &Location, level: LogLevel) -> Result<Self, LogError> {
         let (filter, handle) = reload::Layer::new(level.filter());
         let reopen = Arc::new(AtomicBool::new(false));
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
         let pid = std::process::id();
-        let plain = |with_time: bool| Lines { host: host.clone(), pid, with_time };
+        let plain = |with_time: bool| Lines {
+            host: host.clone(),
+            pid,
+            with_time,
+        };
         let (sink, format): (Box<dyn Write + Send>, Lines) = match location {
             Location::File(path) => {
                 let file = ReopenFile::open(path.clone(), Arc::clone(&reopen))?;
@@ -160,7 +177,11 @@ impl Log {
                         .with(filter.and_then(journal))
                         .try_init()
                         .map_err(|_| LogError::Twice)?;
-                    return Ok(Self { level: handle, reopen, _worker: None });
+                    return Ok(Self {
+                        level: handle,
+                        reopen,
+                        _worker: None,
+                    });
                 }
                 (Box::new(DevLog::open()?), plain(false))
             }
@@ -180,7 +201,11 @@ impl Log {
             .with(filter.and_then(layer))
             .try_init()
             .map_err(|_| LogError::Twice)?;
-        Ok(Self { level: handle, reopen, _worker: Some(worker) })
+        Ok(Self {
+            level: handle,
+            reopen,
+            _worker: Some(worker),
+        })
     }
 
     /// `ctdb setdebug`.
@@ -225,9 +250,19 @@ where
         }
         let level = *event.metadata().level();
         if level == Level::ERROR || level == Level::WARN {
-            write!(writer, "{}: ", if level == Level::ERROR { "ERROR" } else { "WARNING" })?;
+            write!(
+                writer,
+                "{}: ",
+                if level == Level::ERROR {
+                    "ERROR"
+                } else {
+                    "WARNING"
+                }
+            )?;
         }
-        context.field_format().format_fields(writer.by_ref(), event)?;
+        context
+            .field_format()
+            .format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }
 }
@@ -240,8 +275,10 @@ struct ReopenFile {
 
 impl ReopenFile {
     fn open(path: PathBuf, reopen: Arc<AtomicBool>) -> Result<Self, LogError> {
-        let file = Self::append(&path)
-            .map_err(|source| LogError::Open { path: path.clone(), source })?;
+        let file = Self::append(&path).map_err(|source| LogError::Open {
+            path: path.clone(),
+            source,
+        })?;
         Ok(Self { path, file, reopen })
     }
 
@@ -284,7 +321,11 @@ impl DevLog {
 impl Write for DevLog {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
-        let message = format!("<{PRIORITY}>ctdbd[{}]: {}", std::process::id(), text.trim_end());
+        let message = format!(
+            "<{PRIORITY}>ctdbd[{}]: {}",
+            std::process::id(),
+            text.trim_end()
+        );
         let _ = self.0.send(message.as_bytes());
         Ok(line.len())
     }
@@ -305,7 +346,12 @@ impl UdpLog {
     fn open(rfc5424: bool, host: &str, pid: u32) -> Result<Self, LogError> {
         let socket = UdpSocket::bind("127.0.0.1:0").map_err(LogError::Socket)?;
         socket.connect("127.0.0.1:514").map_err(LogError::Socket)?;
-        Ok(Self { socket, rfc5424, host: host.to_owned(), pid })
+        Ok(Self {
+            socket,
+            rfc5424,
+            host: host.to_owned(),
+            pid,
+        })
     }
 }
 
@@ -316,7 +362,10 @@ impl Write for UdpLog {
         let mut message = if self.rfc5424 {
             let now = jiff::Zoned::now();
             let time = now.strftime("%Y-%m-%dT%H:%M:%S%.6f%:z");
-            format!("<{PRIORITY}>1 {time} {} ctdbd {} - - {text}", self.host, self.pid)
+            format!(
+                "<{PRIORITY}>1 {time} {} ctdbd {} - - {text}",
+                self.host, self.pid
+            )
         } else {
             format!("<{PRIORITY}>ctdbd[{}]: {text}", self.pid)
         };
@@ -352,8 +401,14 @@ mod tests {
     #[test]
     fn locations_are_ctdbs() {
         assert_eq!(Location::parse("file:-"), Some(Location::Stderr));
-        assert_eq!(Location::parse("file:/x/y"), Some(Location::File("/x/y".into())));
-        assert_eq!(Location::parse("syslog:udp"), Some(Location::Udp { rfc5424: false }));
+        assert_eq!(
+            Location::parse("file:/x/y"),
+            Some(Location::File("/x/y".into()))
+        );
+        assert_eq!(
+            Location::parse("syslog:udp"),
+            Some(Location::Udp { rfc5424: false })
+        );
         assert_eq!(Location::parse("syslog:what"), None);
         assert_eq!(Location::parse("/x/y"), None);
     }

@@ -44,7 +44,9 @@ pub fn into_background() -> io::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let status = child.wait()?;
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1).max(1)))
 }
 
@@ -59,7 +61,10 @@ pub fn say_ready() -> io::Result<()> {
     let mut stdout = io::stdout();
     stdout.write_all(READY)?;
     stdout.flush()?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     Ok(())
@@ -97,7 +102,10 @@ impl PidFile {
     /// Takes the file's lock and writes our number into it. The lock is the kind that CTDB
     /// takes, so that the two never run on one set of directories.
     pub fn take(path: &Path) -> Result<Self, PidFileError> {
-        let failed = |source| PidFileError::Io { path: path.to_owned(), source };
+        let failed = |source| PidFileError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -110,12 +118,18 @@ impl PidFile {
             let mut pid = String::new();
             let _ = file.take(32).read_to_string(&mut pid);
             let pid = pid.trim().to_owned();
-            return Err(PidFileError::Held { path: path.to_owned(), pid });
+            return Err(PidFileError::Held {
+                path: path.to_owned(),
+                pid,
+            });
         }
         file.set_len(0).map_err(failed)?;
         file.rewind().map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), _file: file })
+        Ok(Self {
+            path: path.to_owned(),
+            _file: file,
+        })
     }
 }
 
@@ -165,9 +179,9 @@ pub fn set_real_time(class: RealTime, priority: u8) -> Result<(), String> {
 pub fn set_priority(priority: Priority) {
     let failed = match priority {
         Priority::None => None,
-        Priority::Nice(level) => {
-            rustix::process::setpriority_process(None, level).err().map(|errno| errno.to_string())
-        }
+        Priority::Nice(level) => rustix::process::setpriority_process(None, level)
+            .err()
+            .map(|errno| errno.to_string()),
         Priority::Fifo(level) => set_real_time(RealTime::Fifo, level).err(),
     };
     if let Some(error) = failed {

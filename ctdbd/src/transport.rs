@@ -364,7 +364,12 @@ impl Shared {
 
     /// Runs an authenticated link to its end; returns how long it was up.
     async fn serve(&self, peer: &Peer, stream: TcpStream, established: Established) -> Duration {
-        let Established { crypt, sent, received, .. } = established;
+        let Established {
+            crypt,
+            sent,
+            received,
+            ..
+        } = established;
         let incarnation = established.incarnation;
         let outgoing = Arc::new(Outgoing::default());
         let slot = Slot {
@@ -422,7 +427,10 @@ impl Shared {
                 .await;
         }
         let mut newest = lock(&peer.newest);
-        if newest.as_ref().is_some_and(|slot| Arc::ptr_eq(&slot.outgoing, &outgoing)) {
+        if newest
+            .as_ref()
+            .is_some_and(|slot| Arc::ptr_eq(&slot.outgoing, &outgoing))
+        {
             *newest = None;
         }
         up_for
@@ -453,7 +461,10 @@ impl Shared {
         }
         self.refusals.clear(peer.address);
         let (link, up) = make(Arc::clone(outgoing));
-        if let LinkEvent::Up { version, release, .. } = &up {
+        if let LinkEvent::Up {
+            version, release, ..
+        } = &up
+        {
             tracing::info!(
                 node = %peer.pnn, peer = %peer.address, ?incarnation, version, release, "link up"
             );
@@ -463,7 +474,12 @@ impl Shared {
         let reason = link.run(reader, writer).await;
         tracing::info!(node = %peer.pnn, peer = %peer.address, ?incarnation, %reason, "link down");
         peer.problem(reason.to_string(), false);
-        self.emit(LinkEvent::Down { pnn: peer.pnn, incarnation, reason }).await;
+        self.emit(LinkEvent::Down {
+            pnn: peer.pnn,
+            incarnation,
+            reason,
+        })
+        .await;
         start.elapsed()
     }
 }
@@ -500,8 +516,8 @@ impl Transport {
             .map(|(_, address)| *address)
             .ok_or(TransportError::NotInNodes(me))?;
         let address = SocketAddr::new(own, config.port);
-        let listener = listen::bind(address)
-            .map_err(|source| TransportError::Listen { address, source })?;
+        let listener =
+            listen::bind(address).map_err(|source| TransportError::Listen { address, source })?;
         let (events, receiver) = mpsc::channel(config.events.max(1));
         let shared = Arc::new(Shared {
             identity: Identity {
@@ -530,8 +546,10 @@ impl Transport {
             }
         }
         shared.spawn(listen::run(Arc::clone(&shared), listener));
-        let handle =
-            TransportHandle { guard: Arc::new(EndOnDrop(Arc::clone(&shared))), shared };
+        let handle = TransportHandle {
+            guard: Arc::new(EndOnDrop(Arc::clone(&shared))),
+            shared,
+        };
         Ok((handle, receiver))
     }
 }
@@ -539,7 +557,10 @@ impl Transport {
 fn check_nodes(nodes: &[(Pnn, IpAddr)]) -> Result<(), TransportError> {
     for (index, (pnn, address)) in nodes.iter().enumerate() {
         let before = &nodes[..index];
-        if before.iter().any(|(other, there)| other == pnn || there == address) {
+        if before
+            .iter()
+            .any(|(other, there)| other == pnn || there == address)
+        {
             return Err(TransportError::Duplicate(*pnn));
         }
     }
@@ -583,7 +604,9 @@ impl TransportHandle {
     /// Queues `frame` for one peer. False if there is no link, if its queue is full (the link is
     /// then closed), or if the frame breaks a bound of its own, which is a bug and logged.
     pub fn send(&self, pnn: Pnn, frame: &PeerFrame) -> bool {
-        !self.send_many([pnn].into_iter().collect(), frame).is_empty()
+        !self
+            .send_many([pnn].into_iter().collect(), frame)
+            .is_empty()
     }
 
     /// Queues `frame`, encoded once, for every node of `peers`; returns those that will get it.
@@ -704,7 +727,10 @@ impl TransportHandle {
         }
         let mut tasks = shared.tasks.subscribe();
         let flush = shared.timings.flush;
-        if timeout(flush, tasks.wait_for(|tasks| *tasks == 0)).await.is_err() {
+        if timeout(flush, tasks.wait_for(|tasks| *tasks == 0))
+            .await
+            .is_err()
+        {
             tracing::warn!(?flush, "goodbyes did not leave in time; closing all links");
         }
         shared.end();

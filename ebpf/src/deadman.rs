@@ -315,7 +315,7 @@ impl Watcher {
             }
         }
         if self.state() == ARMED
-            && !matches!(self.mutex.outlast(None), Ok(Taken::Free | Taken::OwnerDied))
+            && !matches!(self.mutex.outlast(), Ok(Taken::Free | Taken::OwnerDied))
         {
             // A mutex that cannot be waited for tells nothing; the process does.
             while !self.process_ended(-1) {}

@@ -29,7 +29,7 @@ pub use self::{
     hook::Hook,
 };
 use self::{
-    hook::{DIRECTIONS, Interface},
+    hook::{DIRECTIONS, Direction, Interface},
     table::{Entry, Key, Table},
 };
 use crate::{
@@ -87,6 +87,8 @@ pub struct Lease {
     /// What [`Lease::public`] holds.
     table: Mutex<Table>,
     attached: BTreeSet<u32>,
+    /// Where somebody else's program comes first.
+    behind: BTreeSet<(u32, Direction)>,
 }
 
 impl fmt::Debug for Lease {
@@ -167,6 +169,7 @@ impl Lease {
             counters,
             table: Mutex::new(table),
             attached: BTreeSet::new(),
+            behind: BTreeSet::new(),
         })
     }
 
@@ -185,6 +188,18 @@ impl Lease {
         for direction in DIRECTIONS {
             interface.attach(&mut self.ebpf, self.hook, &self.dir, header, direction)?;
         }
+        for direction in DIRECTIONS {
+            if interface.is_first(self.hook, &self.dir, direction)? {
+                self.behind.remove(&(ifindex, direction));
+            } else if self.behind.insert((ifindex, direction)) {
+                tracing::warn!(
+                    interface = interface.name,
+                    ?direction,
+                    "another tc program stands before the lease's; what it accepts, the lease \
+                     does not see"
+                );
+            }
+        }
         if self.attached.insert(ifindex) {
             tracing::info!(interface = interface.name, ifindex, hook = ?self.hook, "lease attached");
         }
@@ -194,6 +209,7 @@ impl Lease {
     /// Forgets an interface that is gone.
     pub fn detach(&mut self, ifindex: u32) {
         self.attached.remove(&ifindex);
+        self.behind.retain(|(behind, _)| *behind != ifindex);
         for direction in DIRECTIONS {
             if let Err(error) = hook::end_link(&pins::link_path(&self.dir, ifindex, direction)) {
                 tracing::warn!(ifindex, ?direction, %error, "a pin of a lost interface stays");

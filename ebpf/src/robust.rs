@@ -8,7 +8,6 @@ use std::{
     marker::PhantomData,
     mem::{ManuallyDrop, MaybeUninit},
     sync::Arc,
-    time::Duration,
 };
 
 use crate::sys::Mapping;
@@ -20,14 +19,6 @@ pub(crate) struct Room(UnsafeCell<[u8; 64]>);
 
 const _: () = assert!(size_of::<libc::pthread_mutex_t>() <= size_of::<Room>());
 
-unsafe extern "C" {
-    // Not in the libc crate for all targets.
-    fn pthread_mutex_timedlock(
-        lock: *mut libc::pthread_mutex_t,
-        abstime: *const libc::timespec,
-    ) -> libc::c_int;
-}
-
 /// What an attempt to take it found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
@@ -35,8 +26,6 @@ pub(crate) enum Taken {
     Free,
     /// Its holder died with it.
     OwnerDied,
-    /// The time is over.
-    TimedOut,
 }
 
 /// The mutex, and the mapping that it is in.
@@ -114,22 +103,14 @@ impl RobustMutex {
     }
 
     /// Waits until its holder is gone, and lets it go at once. After a death it stays unusable.
-    pub(crate) fn outlast(&self, timeout: Option<Duration>) -> io::Result<Taken> {
-        let result = match timeout {
-            // SAFETY: an initialized mutex.
-            None => unsafe { libc::pthread_mutex_lock(self.pointer()) },
-            Some(timeout) => {
-                let until = wall_clock_after(timeout);
-                // SAFETY: as above, and a time.
-                unsafe { pthread_mutex_timedlock(self.pointer(), &raw const until) }
-            }
-        };
+    pub(crate) fn outlast(&self) -> io::Result<Taken> {
+        // SAFETY: an initialized mutex.
+        let result = unsafe { libc::pthread_mutex_lock(self.pointer()) };
         let taken = match result {
             0 => Taken::Free,
             libc::EOWNERDEAD => Taken::OwnerDied,
             // Somebody else saw the death before.
             libc::ENOTRECOVERABLE => return Ok(Taken::OwnerDied),
-            libc::ETIMEDOUT => return Ok(Taken::TimedOut),
             error => return Err(io::Error::from_raw_os_error(error)),
         };
         // SAFETY: held by this thread.
@@ -145,21 +126,5 @@ impl Holding {
         unsafe { libc::pthread_mutex_unlock(self.mutex.pointer()) };
         let Self { mutex, .. } = self;
         drop(ManuallyDrop::into_inner(mutex));
-    }
-}
-
-/// `pthread_mutex_timedlock` wants the wall clock; a step of it only moves the time-out.
-fn wall_clock_after(timeout: Duration) -> libc::timespec {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a struct of the right type.
-    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now) };
-    let nanos = now.tv_nsec + libc::c_long::from(timeout.subsec_nanos());
-    let seconds = libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX / 2);
-    libc::timespec {
-        tv_sec: now.tv_sec.saturating_add(seconds) + nanos / 1_000_000_000,
-        tv_nsec: nanos % 1_000_000_000,
     }
 }

@@ -17,7 +17,8 @@ use std::{
 };
 
 use common::{
-    Echo, HOST, HOST6, Net, PUBLIC, PUBLIC6, Tun, add_address, after, enter, ip, pins, ready, run,
+    Echo, HOST, HOST6, Net, PEER, PUBLIC, PUBLIC6, Tun, add_address, after, enter, ip, pins, ready,
+    run,
 };
 use ctdb_ebpf::{
     Error,
@@ -128,17 +129,28 @@ fn the_other_direction_passes() {
     lease.close_clean().unwrap();
 }
 
-/// Outgoing frames that speak for an address: announcements made by somebody who does not ask the
-/// kernel whether it has the address.
+/// Frames that speak for an address without being asked.
 #[test]
-fn announcements_need_the_grant() {
+fn nothing_goes_out_without_the_grant() {
     let net = Net::new();
     let mut lease = Lease::open(&net.dir).unwrap();
     let h0 = net.ifindex("h0");
-    lease.set_addresses(&[(ip(PUBLIC6), vec![h0])]).unwrap();
+    lease
+        .set_addresses(&[(ip(PUBLIC), vec![h0]), (ip(PUBLIC6), vec![h0])])
+        .unwrap();
     lease.attach(h0).unwrap();
-    // Duplicate address detection solicits with the address as target and no source; if nobody
-    // objects the kernel announces itself by sending from it.
+    let dropped = |lease: &Lease, before: u64| {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let now = lease.counters().unwrap().outgoing.not_granted;
+            if now > before {
+                return now;
+            }
+            assert!(Instant::now() < end, "nothing was dropped");
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    // Duplicate address detection: a solicitation for the address, from none.
     run(&[
         "ip",
         "-n",
@@ -149,11 +161,29 @@ fn announcements_need_the_grant() {
         "dev",
         "h0",
     ]);
-    let end = Instant::now() + Duration::from_secs(5);
-    while lease.counters().unwrap().outgoing.not_granted == 0 {
-        assert!(Instant::now() < end, "no solicitation was dropped");
-        thread::sleep(Duration::from_millis(20));
-    }
+    let solicited = dropped(&lease, 0);
+    // ARP names the address as sender.
+    net.add(PUBLIC);
+    net.flush_neighbours();
+    run(&["ip", "-n", &net.host, "neigh", "flush", "all"]);
+    let ping = |from: &str| {
+        let words = [
+            "netns", "exec", &net.host, "ping", "-q", "-n", "-c", "1", "-w", "1",
+        ];
+        let output = Command::new("ip")
+            .args(words)
+            .args(["-I", from, PEER])
+            .output()
+            .unwrap();
+        output.status.success()
+    };
+    assert!(!ping(PUBLIC));
+    dropped(&lease, solicited);
+    assert!(!net.resolved(PUBLIC), "the peer has heard of it");
+    assert!(ping(HOST));
+    lease.grant(&[ip(PUBLIC)], 1).unwrap();
+    lease.deadline_cell().unwrap().set(1, after(LONG));
+    assert!(ping(PUBLIC));
     lease.close_clean().unwrap();
 }
 
@@ -408,6 +438,29 @@ fn frames_without_link_header() {
     lease.set_addresses(&[(ip(PUBLIC), vec![h0, t0])]).unwrap();
     assert!(tun.pings(from, to));
     lease.close_clean().unwrap();
+}
+
+/// Somebody else's tc program before ours: here a second lease, which does not pass what it drops.
+#[test]
+fn beside_another_program() {
+    let net = Net::new();
+    let mut lease = ready(&net, Lease::open(&net.dir.join("first")).unwrap());
+    let h0 = net.ifindex("h0");
+    let mut other = Lease::open(&net.dir.join("second")).unwrap();
+    other.attach(h0).unwrap();
+    lease.attach(h0).unwrap();
+    let _echo = Echo::start(PUBLIC);
+    let mut prober = net.prober(PUBLIC);
+    prober.silent();
+    lease.grant(&[ip(PUBLIC)], 1).unwrap();
+    lease.deadline_cell().unwrap().set(1, after(LONG));
+    prober.answers();
+    other.set_addresses(&[(ip(PUBLIC), vec![h0])]).unwrap();
+    prober.silent();
+    other.close_clean().unwrap();
+    prober.answers();
+    lease.close_clean().unwrap();
+    fs::remove_dir(&net.dir).unwrap();
 }
 
 #[test]

@@ -49,25 +49,8 @@ fn carry_out(plan: Plan) -> Aftermath {
             aftermath.table()
         );
     }
-    end(lab);
+    lab.end().unwrap();
     aftermath
-}
-
-/// Stops all daemons and looks for what is left.
-fn end(lab: Lab) {
-    for node in lab.nodes().iter().filter(|n| n.is_running()) {
-        let status = node.stop_graceful(Duration::from_secs(20)).unwrap();
-        assert!(
-            status.success(),
-            "node {}: {status}\n{}",
-            node.pnn(),
-            node.log_tails(20)
-        );
-    }
-    for node in lab.nodes() {
-        assert_eq!(node.left_behind().unwrap(), Vec::<String>::new());
-    }
-    assert_eq!(lab.destroy(), Vec::<String>::new());
 }
 
 #[test]
@@ -93,7 +76,7 @@ fn a_cluster_starts_healthy_with_all_addresses_served() {
         assert_eq!(record.last_node(), owners[&record.target.address.ip()]);
     }
     assert!(took < Duration::from_secs(5), "{took:?}");
-    end(lab);
+    lab.end().unwrap();
 }
 
 #[test]
@@ -190,7 +173,7 @@ fn a_stopped_daemon_falls_silent() {
     lab.wait_all_healthy(LONG).unwrap();
     lab.wait_all_served(LONG).unwrap();
     scene.finish(fault).unwrap().kept(bound).unwrap();
-    end(lab);
+    lab.end().unwrap();
 }
 
 #[test]
@@ -205,7 +188,7 @@ fn a_killed_daemon_starts_again_over_what_it_left() {
         lab.wait_all_healthy(LONG).unwrap();
         lab.wait_all_served(LONG).unwrap();
     }
-    end(lab);
+    lab.end().unwrap();
 }
 
 /// A whole cluster killed at once has left addresses, rules and pins on all nodes.
@@ -227,7 +210,7 @@ fn a_killed_cluster_starts_again() {
     lab.wait("all services to answer", LONG, || prober.all_good())
         .unwrap();
     assert_eq!(observer.finish().unwrap().conflicts(), []);
-    end(lab);
+    lab.end().unwrap();
 }
 
 #[test]
@@ -258,7 +241,7 @@ fn a_node_with_another_key_is_refused() {
         "{seen:?}"
     );
     assert!(stranger.public_addresses_present().unwrap().is_empty());
-    end(lab);
+    lab.end().unwrap();
 }
 
 /// A daemon without a key does not start, and names the command that makes one.

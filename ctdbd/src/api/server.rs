@@ -37,7 +37,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::render::render;
-use super::routes::{Parsed, Wanted, action_of};
+use super::routes::{Parsed, Wanted, action_of, methods_of};
 use super::{ApiConfig, ApiStartError, Command};
 
 /// Connections per socket.
@@ -377,6 +377,10 @@ async fn answer(
     waiting: &AtomicBool,
     deadline: &watch::Sender<Instant>,
 ) -> Response<Full<Bytes>> {
+    let allowed = match shared.access {
+        Access::Full => methods_of(request.uri().path()).join(", "),
+        Access::ReadOnly => "GET".to_owned(),
+    };
     let result = match reply(request, shared, waiting, deadline).await {
         Ok(value) => encode(StatusCode::OK, &value, shared),
         Err(error) => Err(error),
@@ -385,7 +389,13 @@ async fn answer(
         let status =
             StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let text = serde_json::to_vec(&error).unwrap_or_default();
-        response(status, Bytes::from(text))
+        let mut response = response(status, Bytes::from(text));
+        if status == StatusCode::METHOD_NOT_ALLOWED
+            && let Ok(allowed) = HeaderValue::from_str(&allowed)
+        {
+            response.headers_mut().insert(ALLOW, allowed);
+        }
+        response
     })
 }
 
@@ -560,9 +570,6 @@ fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static("GET, POST"));
-    }
     response
 }
 

@@ -1,3 +1,8 @@
-//! Placeholder.
+//! The command line.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ctdbd::cli::main()
+}

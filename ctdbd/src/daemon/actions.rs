@@ -10,7 +10,8 @@ use ctdb_core::coordinator::Input;
 use ctdb_core::leader::Know;
 use ctdb_core::local::LocalError;
 use ctdb_wire::api::{
-    Action, ApiError, BookView, Done, HistoryView, LeaderView, NodeVerb, PlanView, PlannedMove, Scope, WhyView,
+    Action, ApiError, BookView, Done, HistoryView, LeaderView, NodeVerb, PlanView, PlannedMove,
+    Scope, WhyView,
 };
 use ctdb_wire::ids::{BootTime, NodeFlags, NodeSet, Pnn, RunState};
 use ctdb_wire::peer::{Operation, OperationError, PeerFrame};
@@ -104,7 +105,9 @@ impl Actions {
                 let error = ApiError::new(
                     502,
                     "node_lost",
-                    format!("the link with node {pnn} ended before it answered; look at `ctdb status`"),
+                    format!(
+                        "the link with node {pnn} ended before it answered; look at `ctdb status`"
+                    ),
                 );
                 self.ready.push((forward.reply, Err(error)));
             }
@@ -113,7 +116,9 @@ impl Actions {
 
     /// A peer answers.
     pub(super) fn answered(&mut self, from: Pnn, id: u64, result: Result<String, OperationError>) {
-        let Some(forward) = self.forwards.remove(&id) else { return };
+        let Some(forward) = self.forwards.remove(&id) else {
+            return;
+        };
         if forward.to != from {
             self.forwards.insert(id, forward);
             return;
@@ -150,7 +155,11 @@ impl Node {
     /// A client's command.
     pub(super) fn command(&mut self, command: Command) {
         self.changed();
-        let Command { action, node, reply } = command;
+        let Command {
+            action,
+            node,
+            reply,
+        } = command;
         self.action(action, node, Reply::Client(reply));
     }
 
@@ -175,18 +184,31 @@ impl Node {
     }
 
     fn leader(&self) -> Option<Pnn> {
-        self.parts.coordinator.status().and_then(|status| status.leader).map(|term| term.leader)
+        self.parts
+            .coordinator
+            .status()
+            .and_then(|status| status.leader)
+            .map(|term| term.leader)
     }
 
     fn forward(&mut self, to: Pnn, action: &Action, reply: Reply) {
         let call = api::http_of(action, to);
         self.actions.next_id += 1;
         let id = self.actions.next_id;
-        let operation =
-            Operation::Api { method: call.method.to_owned(), path: call.path, body: call.body };
-        if self.parts.transport.send(to, &PeerFrame::Request { id, operation }) {
+        let operation = Operation::Api {
+            method: call.method.to_owned(),
+            path: call.path,
+            body: call.body,
+        };
+        if self
+            .parts
+            .transport
+            .send(to, &PeerFrame::Request { id, operation })
+        {
             let until = boot_now() + ANSWER;
-            self.actions.forwards.insert(id, Forward { to, until, reply });
+            self.actions
+                .forwards
+                .insert(id, Forward { to, until, reply });
         } else {
             let error = ApiError::new(
                 502,
@@ -219,14 +241,25 @@ impl Node {
 
     fn carry_out(&mut self, action: Action, reply: Reply) {
         let answer = match action {
-            Action::Node { verb, seconds, reason } => {
+            Action::Node {
+                verb,
+                seconds,
+                reason,
+            } => {
                 return self.verb(verb, seconds, reason, reply);
             }
             Action::Move { address, to } => return self.move_address(address, to, reply),
             Action::Reallocate => {
                 self.input(Input::Reallocate(NodeSet::EMPTY));
                 let message = "addresses are where they shall be".to_owned();
-                return self.wait(Wait::Settled, Done { changed: true, message }, reply);
+                return self.wait(
+                    Wait::Settled,
+                    Done {
+                        changed: true,
+                        message,
+                    },
+                    reply,
+                );
             }
             Action::ReloadAddresses => match (self.parts.reload)() {
                 Ok(addresses) => {
@@ -234,7 +267,14 @@ impl Node {
                     self.parts.local.set_addresses(addresses.clone());
                     self.parts.executor.submit(Job::SetAddresses(addresses));
                     self.local_changed();
-                    return self.wait(Wait::Leader, Done { changed: true, message }, reply);
+                    return self.wait(
+                        Wait::Leader,
+                        Done {
+                            changed: true,
+                            message,
+                        },
+                        reply,
+                    );
                 }
                 Err(text) => Err(ApiError::new(422, "bad_configuration", text)),
             },
@@ -252,7 +292,10 @@ impl Node {
                     self.parts.log.set_level(level);
                     let changed = level != self.parts.log_level;
                     self.parts.log_level = level;
-                    json(&Done { changed, message: format!("log level is {}", level.name()) })
+                    json(&Done {
+                        changed,
+                        message: format!("log level is {}", level.name()),
+                    })
                 }
                 None => Err(ApiError::new(
                     400,
@@ -263,12 +306,15 @@ impl Node {
             Action::Capabilities { leader, lmaster } => {
                 let changed = self.parts.local.set_roles(leader, lmaster);
                 self.local_changed();
-                json(&Done { changed, message: "roles are set until the daemon's next start".to_owned() })
+                json(&Done {
+                    changed,
+                    message: "roles are set until the daemon's next start".to_owned(),
+                })
             }
             Action::Leader => json(&self.leader_view()),
-            Action::History => {
-                json(&HistoryView { records: self.history.records().cloned().collect() })
-            }
+            Action::History => json(&HistoryView {
+                records: self.history.records().cloned().collect(),
+            }),
             Action::Read { path } => api::render_path(&self.snapshot(), &path),
             Action::Plan => self.plan(),
             Action::Why { address } => self.why(address),
@@ -302,15 +348,22 @@ impl Node {
             NodeVerb::Shutdown => "shutting down",
         };
         if changed {
-            let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            let length = seconds.map(|s| format!(" for {s} seconds")).unwrap_or_default();
+            let why = reason
+                .map(|reason| format!(": {reason}"))
+                .unwrap_or_default();
+            let length = seconds
+                .map(|s| format!(" for {s} seconds"))
+                .unwrap_or_default();
             let text = format!("node {me} {word}{length}{why}");
             tracing::warn!("{text}");
             let kind = if verb == NodeVerb::Ban { "ban" } else { "node" };
             self.history.add(kind, Some(me.get()), text, &[], &[]);
         }
         self.local_changed();
-        let done = Done { changed, message: format!("node {me} is {word}") };
+        let done = Done {
+            changed,
+            message: format!("node {me} is {word}"),
+        };
         match verb {
             NodeVerb::Shutdown => {
                 let answer = json(&done);
@@ -328,9 +381,9 @@ impl Node {
     fn move_address(&mut self, address: IpAddr, to: u32, reply: Reply) {
         let situation = self.parts.coordinator.situation();
         let refuse = |status, code, text: String| Err(ApiError::new(status, code, text));
-        let target = Pnn::new(to).ok().filter(|pnn| {
-            self.parts.coordinator.config().voters.contains(*pnn)
-        });
+        let target = Pnn::new(to)
+            .ok()
+            .filter(|pnn| self.parts.coordinator.config().voters.contains(*pnn));
         let refused = match (target, situation.able.get(&address)) {
             (None, _) => refuse(404, "no_such_node", format!("Node {to} does not exist")),
             (_, None) => refuse(
@@ -341,12 +394,21 @@ impl Node {
             (Some(pnn), Some(able)) if !able.contains(pnn) => refuse(
                 409,
                 "cannot_host",
-                format!("Node {to} CANNOT host IP address {address}; `ctdb ip why {address}` says why"),
+                format!(
+                    "Node {to} CANNOT host IP address {address}; `ctdb ip why {address}` says why"
+                ),
             ),
             (Some(pnn), Some(_)) => {
                 self.input(Input::Move(address, pnn));
                 let message = format!("{address} is served by node {to}");
-                return self.wait(Wait::Moved(address, pnn), Done { changed: true, message }, reply);
+                return self.wait(
+                    Wait::Moved(address, pnn),
+                    Done {
+                        changed: true,
+                        message,
+                    },
+                    reply,
+                );
             }
         };
         self.actions.ready.push((reply, refused));
@@ -365,19 +427,32 @@ impl Node {
         }
         let count = address.map_or(holds.len(), |_| 1);
         self.parts.executor.submit(Job::Announce(address));
-        json(&Done { changed: true, message: format!("{count} addresses announced") })
+        json(&Done {
+            changed: true,
+            message: format!("{count} addresses announced"),
+        })
     }
 
     fn wait(&mut self, wait: Wait, done: Done, reply: Reply) {
         let until = boot_now() + EFFECT;
-        self.actions.pending.push(Pending { wait, until, done, reply });
+        self.actions.pending.push(Pending {
+            wait,
+            until,
+            done,
+            reply,
+        });
     }
 
     /// Looks at everything that waits; true if something moved on, so that it is worth another look.
     pub(super) fn actions_due(&mut self, now: BootTime) -> bool {
         let mut moved = false;
         for pending in std::mem::take(&mut self.actions.pending) {
-            let Pending { wait, until, done, reply } = pending;
+            let Pending {
+                wait,
+                until,
+                done,
+                reply,
+            } = pending;
             match self.look_at(wait) {
                 Step::Finished => {
                     let answer = json(&done);
@@ -393,13 +468,25 @@ impl Node {
                         done.message,
                         EFFECT.as_secs()
                     );
-                    self.actions.ready.push((reply, Err(ApiError::new(504, "not_settled", text))));
+                    self.actions
+                        .ready
+                        .push((reply, Err(ApiError::new(504, "not_settled", text))));
                 }
                 Step::Stay(wait) => {
-                    self.actions.pending.push(Pending { wait, until, done, reply });
+                    self.actions.pending.push(Pending {
+                        wait,
+                        until,
+                        done,
+                        reply,
+                    });
                 }
                 Step::Next(wait) => {
-                    self.actions.pending.push(Pending { wait, until, done, reply });
+                    self.actions.pending.push(Pending {
+                        wait,
+                        until,
+                        done,
+                        reply,
+                    });
                     moved = true;
                 }
             }
@@ -424,7 +511,9 @@ impl Node {
         for id in overdue {
             if let Some(forward) = self.actions.forwards.remove(&id) {
                 let text = format!("node {} does not answer; look at `ctdb status`", forward.to);
-                self.actions.ready.push((forward.reply, Err(ApiError::new(504, "timeout", text))));
+                self.actions
+                    .ready
+                    .push((forward.reply, Err(ApiError::new(504, "timeout", text))));
             }
         }
     }
@@ -433,8 +522,9 @@ impl Node {
         let coordinator = &self.parts.coordinator;
         match wait {
             Wait::Emptied => {
-                let has_right =
-                    coordinator.status().is_some_and(|status| status.right_until.is_some());
+                let has_right = coordinator
+                    .status()
+                    .is_some_and(|status| status.right_until.is_some());
                 if coordinator.holder().holds().is_empty() || !has_right {
                     Step::Next(Wait::Leader)
                 } else {
@@ -479,12 +569,17 @@ impl Node {
             // Whoever asked may have gone; the action stands.
             Reply::Client(sender) | Reply::Step(sender) => drop(sender.send(answer)),
             Reply::Peer(pnn, id) => {
-                let result = answer.map(|value| value.to_string()).map_err(|error| OperationError {
-                    status: error.status,
-                    code: error.code,
-                    message: error.message,
-                });
-                self.parts.transport.send(pnn, &PeerFrame::Reply { id, result });
+                let result =
+                    answer
+                        .map(|value| value.to_string())
+                        .map_err(|error| OperationError {
+                            status: error.status,
+                            code: error.code,
+                            message: error.message,
+                        });
+                self.parts
+                    .transport
+                    .send(pnn, &PeerFrame::Reply { id, result });
             }
         }
     }
@@ -516,7 +611,9 @@ impl Node {
     }
 
     fn plan(&self) -> Answer {
-        let Some(leader) = self.parts.coordinator.leader() else { return Err(no_leader()) };
+        let Some(leader) = self.parts.coordinator.leader() else {
+            return Err(no_leader());
+        };
         let situation = self.parts.coordinator.situation();
         let states = leader.address_states(&situation);
         let plan = allocation::allocate(&Problem {
@@ -542,17 +639,21 @@ impl Node {
             }
         }
         if situation.policy.no_takeover {
-            view.notes.push("NoIPTakeover is set: nothing is given to anybody".to_owned());
+            view.notes
+                .push("NoIPTakeover is set: nothing is given to anybody".to_owned());
         }
         if situation.disabled {
-            view.notes.push("[failover] disabled is set: the plan is not carried out".to_owned());
+            view.notes
+                .push("[failover] disabled is set: the plan is not carried out".to_owned());
         }
         json(&view)
     }
 
     fn why(&self, address: IpAddr) -> Answer {
         let coordinator = &self.parts.coordinator;
-        let Some(leader) = coordinator.leader() else { return Err(no_leader()) };
+        let Some(leader) = coordinator.leader() else {
+            return Err(no_leader());
+        };
         let now = boot_now();
         let situation = coordinator.situation();
         let Some(able) = situation.able.get(&address) else {
@@ -599,14 +700,20 @@ impl Node {
         } else {
             coordinator.peer(pnn).info.as_ref()
         };
-        let refused = coordinator.leader().and_then(|leader| leader.refusal(pnn, address));
+        let refused = coordinator
+            .leader()
+            .and_then(|leader| leader.refusal(pnn, address));
         match info {
             _ if flags.intersects(NodeFlags::NO_ADDRESSES) => format!("no: {flags}"),
             None => "no: nothing is known of it yet".to_owned(),
             Some(info) if info.run_state != RunState::Running => {
                 format!("no: its run state is {}", info.run_state)
             }
-            Some(info) => match info.addresses.iter().find(|known| known.net.addr() == address) {
+            Some(info) => match info
+                .addresses
+                .iter()
+                .find(|known| known.net.addr() == address)
+            {
                 None => "no: its public addresses file does not name it".to_owned(),
                 Some(known) if !known.available => {
                     format!("no: no link on {}", known.interfaces.join(", "))

@@ -81,6 +81,9 @@ mod tests {
         assert_ne!(generation.current(), Some(first));
         assert_eq!(generation.last_change(), Some((3.0, 3.0)));
         assert!(generation.follow(None, Vec::new(), 4.0));
-        assert_eq!((generation.current(), generation.members().len()), (None, 0));
+        assert_eq!(
+            (generation.current(), generation.members().len()),
+            (None, 0)
+        );
     }
 }

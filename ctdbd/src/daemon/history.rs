@@ -57,7 +57,13 @@ mod tests {
     fn old_records_make_room() {
         let mut history = History::default();
         for number in 0..RECORDS + 5 {
-            history.add("test", None, number.to_string(), &[], &[("a", Duration::from_micros(1500))]);
+            history.add(
+                "test",
+                None,
+                number.to_string(),
+                &[],
+                &[("a", Duration::from_micros(1500))],
+            );
         }
         assert_eq!(history.records().count(), RECORDS);
         let first = history.records().next().unwrap();

@@ -123,7 +123,13 @@ impl Node {
         let now = boot_now();
         if self.parts.local.tick(now) {
             tracing::warn!("Banning timed out");
-            self.history.add("ban", Some(self.parts.me.get()), "Banning timed out".to_owned(), &[], &[]);
+            self.history.add(
+                "ban",
+                Some(self.parts.me.get()),
+                "Banning timed out".to_owned(),
+                &[],
+                &[],
+            );
             self.local_changed = true;
         }
         self.parts.executor.flush();
@@ -153,7 +159,11 @@ impl Node {
             tracing::warn!("Recovery complete; this node serves");
             self.local_changed = true;
         }
-        let late = self.parts.coordinator.status().map_or(0, |old| old.late_ticks);
+        let late = self
+            .parts
+            .coordinator
+            .status()
+            .map_or(0, |old| old.late_ticks);
         if status.late_ticks > late {
             tracing::warn!(
                 late_ticks = status.late_ticks,
@@ -196,7 +206,8 @@ impl Node {
                     self.dirty = true;
                     tracing::warn!(kind = note.kind, "{}", note.text);
                     let node = note.node.map(Pnn::get);
-                    self.history.add(note.kind, node, note.text, &note.addresses, &[]);
+                    self.history
+                        .add(note.kind, node, note.text, &note.addresses, &[]);
                 }
             }
         }
@@ -205,7 +216,11 @@ impl Node {
     fn work(&mut self, work: Work) {
         self.dirty = true;
         match work {
-            Work::Take { epoch, slot, addresses } => {
+            Work::Take {
+                epoch,
+                slot,
+                addresses,
+            } => {
                 let mut placed = Vec::new();
                 let mut failed = Vec::new();
                 for address in addresses {
@@ -215,10 +230,17 @@ impl Node {
                     }
                 }
                 if !failed.is_empty() {
-                    self.inputs.push_back(Input::Taken { epoch, results: failed });
+                    self.inputs.push_back(Input::Taken {
+                        epoch,
+                        results: failed,
+                    });
                 }
                 if !placed.is_empty() {
-                    self.parts.executor.submit(Job::Take { epoch, slot, addresses: placed });
+                    self.parts.executor.submit(Job::Take {
+                        epoch,
+                        slot,
+                        addresses: placed,
+                    });
                 }
             }
             Work::Release { addresses } => self.parts.executor.submit(Job::Release { addresses }),
@@ -237,7 +259,11 @@ impl Node {
         self.dirty = true;
         let me = Some(self.parts.me.get());
         match outcome {
-            Outcome::Taken { epoch, results, phases } => {
+            Outcome::Taken {
+                epoch,
+                results,
+                phases,
+            } => {
                 let mut taken = Vec::new();
                 for (address, result) in &results {
                     match result {
@@ -272,10 +298,17 @@ impl Node {
                 self.local_changed = true;
                 self.inputs.push_back(Input::Released(addresses));
             }
-            Outcome::Removed { addresses, connections } => {
+            Outcome::Removed {
+                addresses,
+                connections,
+            } => {
                 if connections > 0 {
                     let text = format!("ended {connections} connections");
-                    tracing::info!(connections, count = addresses.len(), "connections to released addresses ended");
+                    tracing::info!(
+                        connections,
+                        count = addresses.len(),
+                        "connections to released addresses ended"
+                    );
                     self.history.add("connections", me, text, &addresses, &[]);
                 }
             }
@@ -303,7 +336,12 @@ impl Node {
     pub(super) fn link(&mut self, event: LinkEvent) {
         self.dirty = true;
         match event {
-            LinkEvent::Up { pnn, incarnation, session, .. } => {
+            LinkEvent::Up {
+                pnn,
+                incarnation,
+                session,
+                ..
+            } => {
                 self.prepare_guard(pnn, &session);
                 let address = self
                     .parts
@@ -339,7 +377,8 @@ impl Node {
                     let paths = paths::pair(&self.parts.local_nets, &info.paths);
                     self.tell_detector(liveness::Command::Paths(pnn, paths));
                 }
-                self.inputs.push_back(Input::Frame(pnn, PeerFrame::Info(info)));
+                self.inputs
+                    .push_back(Input::Frame(pnn, PeerFrame::Info(info)));
             }
             frame => self.inputs.push_back(Input::Frame(pnn, frame)),
         }
@@ -347,14 +386,21 @@ impl Node {
 
     /// What the guard will say to this peer if the daemon dies (R19).
     fn prepare_guard(&self, pnn: Pnn, session: &SessionKeys) {
-        let Some(deadman) = &self.parts.deadman else { return };
-        let Some((_, address, _)) =
-            self.parts.nodes.iter().find(|(number, ..)| *number == pnn.get())
+        let Some(deadman) = &self.parts.deadman else {
+            return;
+        };
+        let Some((_, address, _)) = self
+            .parts
+            .nodes
+            .iter()
+            .find(|(number, ..)| *number == pnn.get())
         else {
             return;
         };
         let mut plain = [0; MAX_MESSAGE];
-        let gone = Message::Gone { incarnation: self.parts.incarnation };
+        let gone = Message::Gone {
+            incarnation: self.parts.incarnation,
+        };
         let length = gone.encode(&mut plain);
         let mut datagram = [0; DATAGRAM];
         let sealed = seal_gone(

@@ -12,8 +12,11 @@ pub(super) fn pair(local: &[IpNet], peer: &[SocketAddr]) -> PathSet {
     let mut paths = PathSet::default();
     for address in peer {
         let near = local.iter().position(|net| net.contains(&address.ip()));
-        let family =
-            || local.iter().position(|net| net.addr().is_ipv4() == address.is_ipv4());
+        let family = || {
+            local
+                .iter()
+                .position(|net| net.addr().is_ipv4() == address.is_ipv4())
+        };
         if let Some(index) = near.or_else(family) {
             paths.push(index as u8, *address);
         }
@@ -67,13 +70,20 @@ mod tests {
     #[test]
     fn paths_are_paired_by_network() {
         let local = [net("10.0.0.1/24"), net("192.168.1.1/24"), net("fd00::1/64")];
-        let peer: Vec<SocketAddr> =
-            ["192.168.1.2:4379", "10.0.0.2:4379", "[fd00::2]:4379", "172.16.0.2:4379"]
-                .iter()
-                .map(|text| text.parse().unwrap())
-                .collect();
+        let peer: Vec<SocketAddr> = [
+            "192.168.1.2:4379",
+            "10.0.0.2:4379",
+            "[fd00::2]:4379",
+            "172.16.0.2:4379",
+        ]
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .collect();
         let paths: Vec<(u8, SocketAddr)> = pair(&local, &peer).iter().collect();
-        assert_eq!(paths, [(1, peer[0]), (0, peer[1]), (2, peer[2]), (0, peer[3])]);
+        assert_eq!(
+            paths,
+            [(1, peer[0]), (0, peer[1]), (2, peer[2]), (0, peer[3])]
+        );
     }
 
     #[test]
@@ -90,7 +100,10 @@ mod tests {
         let public: Vec<IpAddr> = vec!["192.168.1.100".parse().unwrap()];
         let own = "10.0.0.1".parse().unwrap();
         let paths = local_paths(own, &addresses, &[3], &public, 4);
-        assert_eq!(paths, [net("10.0.0.1/24"), net("192.168.1.1/24"), net("fd00::1/64")]);
+        assert_eq!(
+            paths,
+            [net("10.0.0.1/24"), net("192.168.1.1/24"), net("fd00::1/64")]
+        );
         assert_eq!(local_paths(own, &addresses, &[3], &public, 2).len(), 2);
     }
 }

@@ -17,8 +17,8 @@ use ipnet::IpNet;
 
 use super::paths;
 use crate::config::{
-    self, AddressMode, Authority, Config, DetectorPriority, LeasePaths, Origin, OwnNodeError, Severity,
-    Tunable,
+    self, AddressMode, Authority, Config, DetectorPriority, LeasePaths, Origin, OwnNodeError,
+    Severity, Tunable,
 };
 use crate::liveness::{MAX_PATHS, Scheduling};
 use crate::log::{Location, LogLevel};
@@ -100,7 +100,10 @@ pub(super) struct Settings {
 fn public(addresses: &[config::PublicAddress]) -> Vec<PublicAddress> {
     addresses
         .iter()
-        .map(|address| PublicAddress { net: address.net, interfaces: address.interfaces.clone() })
+        .map(|address| PublicAddress {
+            net: address.net,
+            interfaces: address.interfaces.clone(),
+        })
         .collect()
 }
 
@@ -239,14 +242,23 @@ fn shown(config: &Config) -> ConfigView {
 }
 
 fn heartbeat_nets(config: &Config, me: Pnn, dump: &Dump) -> Vec<IpNet> {
-    let own = config.nodes.address(me).unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
-    let public: Vec<IpAddr> =
-        config.public_addresses.iter().map(config::PublicAddress::address).collect();
+    let own = config
+        .nodes
+        .address(me)
+        .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    let public: Vec<IpAddr> = config
+        .public_addresses
+        .iter()
+        .map(config::PublicAddress::address)
+        .collect();
     let (wanted, most): (Vec<u32>, usize) = match &config.lease.paths {
         LeasePaths::Private => (Vec::new(), 1),
         LeasePaths::Auto => {
-            let names: Vec<&String> =
-                config.public_addresses.iter().flat_map(|address| &address.interfaces).collect();
+            let names: Vec<&String> = config
+                .public_addresses
+                .iter()
+                .flat_map(|address| &address.interfaces)
+                .collect();
             let indices = dump
                 .links
                 .iter()

@@ -56,8 +56,14 @@ fn info_of<'a>(view: &View<'a>, pnn: Pnn) -> Option<&'a NodeInfo> {
 }
 
 fn node(view: &View<'_>, number: u32, address: IpAddr) -> NodeView {
-    let mut shown = NodeView { pnn: number, address: address.to_string(), ..NodeView::default() };
-    let Ok(pnn) = Pnn::new(number) else { return shown };
+    let mut shown = NodeView {
+        pnn: number,
+        address: address.to_string(),
+        ..NodeView::default()
+    };
+    let Ok(pnn) = Pnn::new(number) else {
+        return shown;
+    };
     let config = view.coordinator.config();
     let me = pnn == config.me;
     shown.flags = shown_flags(view, pnn);
@@ -81,13 +87,19 @@ fn node(view: &View<'_>, number: u32, address: IpAddr) -> NodeView {
         };
         shown.suspected = peer.suspected && !me;
         shown.evicted = peer.evicted;
-        shown.has_right = if me { status.right_until.is_some() } else { peer.has_right };
+        shown.has_right = if me {
+            status.right_until.is_some()
+        } else {
+            peer.has_right
+        };
     }
     shown
 }
 
 fn right(view: &View<'_>) -> RightView {
-    let Some(status) = view.coordinator.status() else { return RightView::default() };
+    let Some(status) = view.coordinator.status() else {
+        return RightView::default();
+    };
     let config = view.coordinator.config();
     let answering = config
         .voters
@@ -114,28 +126,36 @@ fn addresses(view: &View<'_>) -> Vec<AddressView> {
     let owners: BTreeMap<IpAddr, Pnn> = coordinator
         .placement()
         .map(|placement| {
-            placement.owners.iter().filter_map(|(ip, owner)| owner.map(|pnn| (*ip, pnn))).collect()
+            placement
+                .owners
+                .iter()
+                .filter_map(|(ip, owner)| owner.map(|pnn| (*ip, pnn)))
+                .collect()
         })
         .unwrap_or_default();
     let mut shown: BTreeMap<(bool, u128), AddressView> = BTreeMap::new();
     for pnn in coordinator.config().voters.iter() {
-        let Some(info) = info_of(view, pnn) else { continue };
+        let Some(info) = info_of(view, pnn) else {
+            continue;
+        };
         if pnn != me && !coordinator.peer(pnn).linked {
             continue;
         }
         for public in &info.addresses {
             let address = public.net.addr();
-            let entry = shown.entry(address_key(address)).or_insert_with(|| AddressView {
-                address,
-                net: public.net,
-                owner: owners.get(&address).map(|owner| owner.get()),
-                here: Hold::None,
-                known_here: false,
-                interfaces: Vec::new(),
-                available: Vec::new(),
-                active: None,
-                nodes: BTreeMap::new(),
-            });
+            let entry = shown
+                .entry(address_key(address))
+                .or_insert_with(|| AddressView {
+                    address,
+                    net: public.net,
+                    owner: owners.get(&address).map(|owner| owner.get()),
+                    here: Hold::None,
+                    known_here: false,
+                    interfaces: Vec::new(),
+                    available: Vec::new(),
+                    active: None,
+                    nodes: BTreeMap::new(),
+                });
             entry.nodes.insert(
                 pnn.get(),
                 AddressOnNode {
@@ -148,7 +168,9 @@ fn addresses(view: &View<'_>) -> Vec<AddressView> {
         }
     }
     for public in view.local.addresses() {
-        let Some(entry) = shown.get_mut(&address_key(public.net.addr())) else { continue };
+        let Some(entry) = shown.get_mut(&address_key(public.net.addr())) else {
+            continue;
+        };
         entry.known_here = true;
         entry.interfaces.clone_from(&public.interfaces);
         entry.available = view.local.available(public);
@@ -159,7 +181,10 @@ fn addresses(view: &View<'_>) -> Vec<AddressView> {
             Some(holder::Hold::Releasing) => Hold::Releasing,
         };
         if entry.here == Hold::Held {
-            entry.active = view.local.interface_of(public.net.addr()).map(str::to_owned);
+            entry.active = view
+                .local
+                .interface_of(public.net.addr())
+                .map(str::to_owned);
         }
     }
     shown.into_values().collect()
@@ -185,7 +210,11 @@ pub(super) fn make(view: &View<'_>) -> Snapshot {
         term: leader.map(|term| term.number),
         last_recovery: view.generation.last_change(),
         right: right(view),
-        nodes: view.nodes.iter().map(|(number, address, _)| node(view, *number, *address)).collect(),
+        nodes: view
+            .nodes
+            .iter()
+            .map(|(number, address, _)| node(view, *number, *address))
+            .collect(),
         addresses: addresses(view),
         interfaces: view
             .local
@@ -214,7 +243,10 @@ pub(super) fn active_lmasters(coordinator: &Coordinator, now: BootTime) -> Vec<u
     let mut masters = BTreeSet::new();
     let config = coordinator.config();
     for pnn in config.voters.iter() {
-        if coordinator.flags(now, pnn).intersects(NodeFlags::INACTIVE | NodeFlags::UNKNOWN) {
+        if coordinator
+            .flags(now, pnn)
+            .intersects(NodeFlags::INACTIVE | NodeFlags::UNKNOWN)
+        {
             continue;
         }
         let info = if pnn == config.me {

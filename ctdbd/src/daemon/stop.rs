@@ -22,7 +22,13 @@ impl Node {
         let now = boot_now();
         if self.parts.local.verb(now, NodeVerb::Shutdown, None, None) == Ok(true) {
             tracing::warn!(why, "asked to stop");
-            self.history.add("node", Some(self.parts.me.get()), format!("stops: {why}"), &[], &[]);
+            self.history.add(
+                "node",
+                Some(self.parts.me.get()),
+                format!("stops: {why}"),
+                &[],
+                &[],
+            );
         }
         self.local_changed();
     }
@@ -36,7 +42,10 @@ pub(super) struct Stopping {
 
 impl Stopping {
     pub(super) fn begin() -> Self {
-        Self { begun: boot_now(), handed_over: None }
+        Self {
+            begun: boot_now(),
+            handed_over: None,
+        }
     }
 
     /// Whether the node may go: it holds nothing any more and the extra time has passed, or
@@ -45,19 +54,25 @@ impl Stopping {
         let now = boot_now();
         let coordinator = &node.parts.coordinator;
         let holds = coordinator.holder().holds().len();
-        let has_right = coordinator.status().is_some_and(|status| status.right_until.is_some());
+        let has_right = coordinator
+            .status()
+            .is_some_and(|status| status.right_until.is_some());
         // The leader must have seen that this node leaves before "holds nothing" means something.
         let asked = now.since(self.begun) >= super::node::TICK;
         // A leader that leaves sees its last orders carried out, as far as anybody is there.
-        let settled =
-            coordinator.leader().is_none_or(|leader| leader.settled() || leader.is_alone());
+        let settled = coordinator
+            .leader()
+            .is_none_or(|leader| leader.settled() || leader.is_alone());
         if asked && (!has_right || holds == 0 && settled) {
             let since = *self.handed_over.get_or_insert(now);
             return now.since(since) >= settings.shutdown_extra_timeout;
         }
         let late = now.since(self.begun) >= settings.shutdown_failover_timeout;
         if late && holds > 0 {
-            tracing::warn!(holds, "nobody has taken the remaining addresses in time; stopping without");
+            tracing::warn!(
+                holds,
+                "nobody has taken the remaining addresses in time; stopping without"
+            );
         }
         late
     }

@@ -118,17 +118,30 @@ impl Thread {
     fn next_due(&self) -> Option<Instant> {
         let settling = self.settling.iter().map(|settling| settling.at);
         let refused = self.refused.iter().map(|(at, _)| *at);
-        settling.chain(refused).chain(self.next_poll).chain(self.next_announce).min()
+        settling
+            .chain(refused)
+            .chain(self.next_poll)
+            .chain(self.next_announce)
+            .min()
     }
 
     fn timers(&mut self) {
         let now = Instant::now();
-        let due: Vec<Settling> = self.settling.extract_if(.., |settling| settling.at <= now).collect();
+        let due: Vec<Settling> = self
+            .settling
+            .extract_if(.., |settling| settling.at <= now)
+            .collect();
         for mut settled in due {
-            settled.phases.push(("queue", now.duration_since(settled.since)));
+            settled
+                .phases
+                .push(("queue", now.duration_since(settled.since)));
             let addresses = settled.addresses.clone();
-            self.say(Outcome::Released { addresses: settled.addresses, phases: settled.phases });
-            self.cleanup.extend(addresses.chunks(PIECE).map(<[IpAddr]>::to_vec));
+            self.say(Outcome::Released {
+                addresses: settled.addresses,
+                phases: settled.phases,
+            });
+            self.cleanup
+                .extend(addresses.chunks(PIECE).map(<[IpAddr]>::to_vec));
         }
         while self.refused.front().is_some_and(|(at, _)| *at <= now) {
             if let Some((_, addresses)) = self.refused.pop_front() {
@@ -152,7 +165,11 @@ impl Thread {
 
     fn carry_out(&mut self, job: Job) {
         match job {
-            Job::Take { epoch, slot, addresses } => {
+            Job::Take {
+                epoch,
+                slot,
+                addresses,
+            } => {
                 let (results, phases) = match &mut self.net {
                     Some(net) => {
                         let done = net.take(slot, &addresses);
@@ -162,15 +179,23 @@ impl Thread {
                         done
                     }
                     None => (
-                        addresses.into_iter().map(|place| (place.net.addr(), Ok(()))).collect(),
+                        addresses
+                            .into_iter()
+                            .map(|place| (place.net.addr(), Ok(())))
+                            .collect(),
                         Vec::new(),
                     ),
                 };
-                self.say(Outcome::Taken { epoch, results, phases });
+                self.say(Outcome::Taken {
+                    epoch,
+                    results,
+                    phases,
+                });
             }
             Job::Release { addresses } => self.release(addresses),
             Job::Discard { addresses } => {
-                self.cleanup.extend(addresses.chunks(PIECE).map(<[IpAddr]>::to_vec));
+                self.cleanup
+                    .extend(addresses.chunks(PIECE).map(<[IpAddr]>::to_vec));
             }
             Job::Relocate(moves) => {
                 if let Some(net) = &mut self.net {
@@ -214,7 +239,12 @@ impl Thread {
             Ok(settle) => {
                 let now = Instant::now();
                 let phases = vec![("silence", now - start)];
-                self.settling.push(Settling { since: now, at: now + settle, addresses, phases });
+                self.settling.push(Settling {
+                    since: now,
+                    at: now + settle,
+                    addresses,
+                    phases,
+                });
             }
             Err(error) => {
                 // "Done" is not said before it is true (R16).
@@ -225,12 +255,17 @@ impl Thread {
     }
 
     fn clean_piece(&mut self) {
-        let Some(addresses) = self.cleanup.pop_front() else { return };
+        let Some(addresses) = self.cleanup.pop_front() else {
+            return;
+        };
         let mut connections = 0;
         if let Some(net) = &mut self.net {
             connections = net.end_connections(&addresses);
             net.remove_silent(&addresses);
         }
-        self.say(Outcome::Removed { addresses, connections });
+        self.say(Outcome::Removed {
+            addresses,
+            connections,
+        });
     }
 }

@@ -66,7 +66,10 @@ struct Watch {
 
 impl Watch {
     fn start() -> Self {
-        Self { last: Instant::now(), phases: Vec::new() }
+        Self {
+            last: Instant::now(),
+            phases: Vec::new(),
+        }
     }
 
     fn lap(&mut self, name: &'static str) {
@@ -131,7 +134,10 @@ impl Net {
         if left.is_empty() {
             return;
         }
-        tracing::info!(count = left.len(), "removing public addresses that an earlier run left");
+        tracing::info!(
+            count = left.len(),
+            "removing public addresses that an earlier run left"
+        );
         for result in self.addresses.remove(&left) {
             if let Err(error) = result {
                 tracing::error!(%error, "a left-over public address stays; it is silent by its lease");
@@ -161,7 +167,12 @@ impl Net {
         let idle: Vec<IpAddr> = self
             .public
             .keys()
-            .filter(|address| !self.carried.get(*address).is_some_and(|carried| carried.held))
+            .filter(|address| {
+                !self
+                    .carried
+                    .get(*address)
+                    .is_some_and(|carried| carried.held)
+            })
             .copied()
             .collect();
         if let Some(firewall) = &mut self.firewall
@@ -206,10 +217,11 @@ impl Net {
                 lease.detach(index);
             }
         }
-        let moved = found
-            .iter()
-            .any(|(name, new)| self.interfaces.get(name).is_none_or(|old| old.ifindex != new.ifindex))
-            || found.len() != self.interfaces.len();
+        let moved = found.iter().any(|(name, new)| {
+            self.interfaces
+                .get(name)
+                .is_none_or(|old| old.ifindex != new.ifindex)
+        }) || found.len() != self.interfaces.len();
         self.interfaces = found;
         if moved && !self.public.is_empty() {
             self.publish_addresses();
@@ -220,11 +232,16 @@ impl Net {
     pub(super) fn rescan(&mut self) -> Result<(), ctdb_netfw::Error> {
         let dump = link::dump()?;
         self.scan_links(&dump);
-        let present: BTreeSet<(u32, IpAddr)> =
-            dump.addresses.iter().map(|(index, net)| (*index, net.addr())).collect();
+        let present: BTreeSet<(u32, IpAddr)> = dump
+            .addresses
+            .iter()
+            .map(|(index, net)| (*index, net.addr()))
+            .collect();
         let mut lost = Vec::new();
         for (address, carried) in self.carried.iter_mut().filter(|(_, carried)| carried.held) {
-            let Some(interface) = self.interfaces.get(&carried.interface) else { continue };
+            let Some(interface) = self.interfaces.get(&carried.interface) else {
+                continue;
+            };
             if !present.contains(&(interface.ifindex, *address)) {
                 carried.ifindex = interface.ifindex;
                 lost.push((interface.ifindex, carried.net));
@@ -243,7 +260,10 @@ impl Net {
                 }
             }
         }
-        tracing::warn!(count = back.len(), "held addresses had vanished from their interface; put back");
+        tracing::warn!(
+            count = back.len(),
+            "held addresses had vanished from their interface; put back"
+        );
         self.announce_now(&back);
         Ok(())
     }
@@ -260,20 +280,18 @@ impl Net {
         self.public = by_address(addresses);
         // What is still carried keeps its lease entry until it is removed.
         for (address, carried) in &self.carried {
-            self.public.entry(*address).or_insert_with(|| PublicAddress {
-                net: carried.net,
-                interfaces: vec![carried.interface.clone()],
-            });
+            self.public
+                .entry(*address)
+                .or_insert_with(|| PublicAddress {
+                    net: carried.net,
+                    interfaces: vec![carried.interface.clone()],
+                });
         }
         self.publish_addresses();
     }
 
     /// Takeover in the order of design.md section 4.
-    pub(super) fn take(
-        &mut self,
-        slot: u32,
-        placed: &[Placed],
-    ) -> (Results, Phases) {
+    pub(super) fn take(&mut self, slot: u32, placed: &[Placed]) -> (Results, Phases) {
         let mut watch = Watch::start();
         let mut results = Vec::new();
         let mut batch = Vec::new();
@@ -285,15 +303,20 @@ impl Net {
                 }
                 Some(_) => results.push((address, Err(format!("no lease on {}", place.interface)))),
                 None => {
-                    results.push((address, Err(format!("interface {} is gone", place.interface))));
+                    results.push((
+                        address,
+                        Err(format!("interface {} is gone", place.interface)),
+                    ));
                 }
             }
         }
         // ADDR-4: what listens passes, everything else is dropped; before the address is there.
         self.refresh_listeners();
         watch.lap("firewall");
-        let wanted: Vec<(u32, IpNet)> =
-            batch.iter().map(|(ifindex, net, _)| (*ifindex, *net)).collect();
+        let wanted: Vec<(u32, IpNet)> = batch
+            .iter()
+            .map(|(ifindex, net, _)| (*ifindex, *net))
+            .collect();
         let mut added = Vec::new();
         for ((ifindex, net, interface), result) in
             batch.into_iter().zip(self.addresses.add(&wanted))
@@ -312,15 +335,21 @@ impl Net {
             if let Err(error) = lease.revoke(&addresses) {
                 tracing::error!(%error, "a failed grant cannot be taken back");
             }
-            let undo: Vec<(u32, IpNet)> =
-                added.iter().map(|(ifindex, net, _)| (*ifindex, *net)).collect();
+            let undo: Vec<(u32, IpNet)> = added
+                .iter()
+                .map(|(ifindex, net, _)| (*ifindex, *net))
+                .collect();
             for result in self.addresses.remove(&undo) {
                 if let Err(error) = result {
                     tracing::error!(%error, "a takeover cannot be undone; the address stays silent");
                 }
             }
             let text = error.to_string();
-            results.extend(addresses.into_iter().map(|address| (address, Err(text.clone()))));
+            results.extend(
+                addresses
+                    .into_iter()
+                    .map(|address| (address, Err(text.clone()))),
+            );
             return (results, watch.phases);
         }
         watch.lap("lease");
@@ -330,9 +359,18 @@ impl Net {
             let address = net.addr();
             announce.push((ifindex, address));
             // It may have been on another interface, waiting for its removal.
-            if let Some(old) = self.carried.get(&address).filter(|old| old.ifindex != ifindex) {
+            if let Some(old) = self
+                .carried
+                .get(&address)
+                .filter(|old| old.ifindex != ifindex)
+            {
                 let left = [(old.ifindex, old.net)];
-                for error in self.addresses.remove(&left).into_iter().filter_map(Result::err) {
+                for error in self
+                    .addresses
+                    .remove(&left)
+                    .into_iter()
+                    .filter_map(Result::err)
+                {
                     tracing::warn!(%address, %error, "the address stays on its former interface too");
                 }
             }
@@ -368,8 +406,10 @@ impl Net {
         let now = Instant::now();
         for (_, address) in items {
             if let Some(carried) = self.carried.get_mut(address) {
-                carried.announce_at =
-                    self.schedule.next(now - carried.since).map(|pause| now + pause);
+                carried.announce_at = self
+                    .schedule
+                    .next(now - carried.since)
+                    .map(|pause| now + pause);
             }
         }
     }
@@ -386,7 +426,11 @@ impl Net {
         if !due.is_empty() {
             self.announce_now(&due);
         }
-        self.carried.values().filter(|carried| carried.held).filter_map(|c| c.announce_at).min()
+        self.carried
+            .values()
+            .filter(|carried| carried.held)
+            .filter_map(|c| c.announce_at)
+            .min()
     }
 
     /// The operator wants them announced.
@@ -402,7 +446,9 @@ impl Net {
 
     /// Whether any address is in its opening.
     pub(super) fn is_opening(&self) -> bool {
-        self.carried.values().any(|carried| carried.opening_until.is_some())
+        self.carried
+            .values()
+            .any(|carried| carried.opening_until.is_some())
     }
 
     /// Lets listeners' ports pass; ends openings whose time is over.
@@ -425,7 +471,9 @@ impl Net {
     }
 
     fn refresh_listeners(&mut self) {
-        let Some(firewall) = &mut self.firewall else { return };
+        let Some(firewall) = &mut self.firewall else {
+            return;
+        };
         let listeners = match self.sockets.listeners() {
             Ok(listeners) => listeners,
             Err(error) => {
@@ -497,7 +545,12 @@ impl Net {
     fn silent(&self, addresses: &[IpAddr]) -> BTreeSet<IpAddr> {
         addresses
             .iter()
-            .filter(|address| !self.carried.get(*address).is_some_and(|carried| carried.held))
+            .filter(|address| {
+                !self
+                    .carried
+                    .get(*address)
+                    .is_some_and(|carried| carried.held)
+            })
             .copied()
             .collect()
     }
@@ -526,11 +579,16 @@ impl Net {
     pub(super) fn remove_silent(&mut self, addresses: &[IpAddr]) {
         let silent: Vec<IpAddr> = self.silent(addresses).into_iter().collect();
         if let Err(error) = self.remove(&silent) {
-            tracing::error!(error, "a released address stays on its interface; it is silent by its lease");
+            tracing::error!(
+                error,
+                "a released address stays on its interface; it is silent by its lease"
+            );
         }
         if let Some(firewall) = &mut self.firewall {
-            let known: Vec<IpAddr> =
-                silent.into_iter().filter(|address| self.public.contains_key(address)).collect();
+            let known: Vec<IpAddr> = silent
+                .into_iter()
+                .filter(|address| self.public.contains_key(address))
+                .collect();
             // The next takeover finds the firewall prepared.
             if let Err(error) = firewall.close(&known) {
                 tracing::warn!(%error, "the firewall is not prepared for the next takeover (ADDR-4)");
@@ -543,11 +601,16 @@ impl Net {
         let mut announce = Vec::new();
         for relocation in moves {
             let address = relocation.net.addr();
-            let Some(ifindex) = self.interfaces.get(&relocation.to).map(|found| found.ifindex)
+            let Some(ifindex) = self
+                .interfaces
+                .get(&relocation.to)
+                .map(|found| found.ifindex)
             else {
                 continue;
             };
-            let Some(carried) = self.carried.get(&address) else { continue };
+            let Some(carried) = self.carried.get(&address) else {
+                continue;
+            };
             let old = (carried.ifindex, carried.net);
             let problem = self
                 .addresses
@@ -597,5 +660,8 @@ impl Net {
 }
 
 fn by_address(addresses: Vec<PublicAddress>) -> BTreeMap<IpAddr, PublicAddress> {
-    addresses.into_iter().map(|public| (public.net.addr(), public)).collect()
+    addresses
+        .into_iter()
+        .map(|public| (public.net.addr(), public))
+        .collect()
 }

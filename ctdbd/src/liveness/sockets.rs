@@ -42,7 +42,10 @@ impl Sockets {
         for address in local.iter().take(MAX_PATHS) {
             let socket = UdpSocket::bind(address)
                 .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
-                .map_err(|source| LivenessError::Socket { address: *address, source })?;
+                .map_err(|source| LivenessError::Socket {
+                    address: *address,
+                    source,
+                })?;
             sockets.push(socket);
         }
         Ok(Self { sockets })

@@ -40,12 +40,16 @@ struct Wire<'a> {
 
 impl Wire<'_> {
     fn transmit(&mut self, to: Pnn, message: &Message, only: Option<(usize, SocketAddr)>) {
-        let Some(line) = &mut self.lines[to.index()] else { return };
+        let Some(line) = &mut self.lines[to.index()] else {
+            return;
+        };
         let mut plain = [0; MAX_MESSAGE];
         let length = message.encode(&mut plain);
         let paths = line.paths;
         let send = |socket: usize, address: SocketAddr, line: &mut Line| {
-            let Some(socket) = self.sockets.sockets.get(socket) else { return };
+            let Some(socket) = self.sockets.sockets.get(socket) else {
+                return;
+            };
             let mut sealed = [0; DATAGRAM];
             let size = line.sealer.seal(&plain[..length], &mut sealed);
             // An interface that is down costs this path only; the other ones carry on.
@@ -102,7 +106,10 @@ pub(super) fn run(
         }
     };
     // Held until the thread ends, however it ends: then the guard acts (design.md section 4).
-    let _held = setup.deadman.as_deref().map(ctdb_ebpf::deadman::Deadman::hold);
+    let _held = setup
+        .deadman
+        .as_deref()
+        .map(ctdb_ebpf::deadman::Deadman::hold);
     let mut lines: Box<[Option<Line>]> = (0..MAX_NODES).map(|_| None).collect();
     let mut progress = 0;
     let mut buffer = [0_u8; DATAGRAM];
@@ -176,13 +183,13 @@ fn wait(sockets: &Sockets, wake: &OwnedFd, now: BootTime, until: BootTime) {
 
 fn receive(index: usize, authority: &mut Authority, wire: &mut Wire<'_>, buffer: &mut [u8]) {
     for _ in 0..BATCH {
-        let Ok((length, address)) = wire.sockets.sockets[index].recv_from(buffer) else { return };
+        let Ok((length, address)) = wire.sockets.sockets[index].recv_from(buffer) else {
+            return;
+        };
         let datagram = &mut buffer[..length];
         let opened = Header::read(datagram)
             .ok()
-            .and_then(|header| {
-                Some((header.sender, wire.lines[header.sender.index()].as_mut()?))
-            })
+            .and_then(|header| Some((header.sender, wire.lines[header.sender.index()].as_mut()?)))
             .and_then(|(from, line)| {
                 let plain = line.opener.open(datagram).ok()?;
                 Message::decode(plain).ok().map(|message| (from, message))
@@ -191,17 +198,37 @@ fn receive(index: usize, authority: &mut Authority, wire: &mut Wire<'_>, buffer:
             wire.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
             continue;
         };
-        wire.shared.counters.received.fetch_add(1, Ordering::Relaxed);
+        wire.shared
+            .counters
+            .received
+            .fetch_add(1, Ordering::Relaxed);
         wire.reply = Some((from, index, address));
         // R6: the clock is read after the receipt.
-        authority.handle(boot_now(), Input::Datagram { from, message: &message }, wire);
+        authority.handle(
+            boot_now(),
+            Input::Datagram {
+                from,
+                message: &message,
+            },
+            wire,
+        );
         wire.reply = None;
     }
 }
 
-fn obey(command: Command, authority: &mut Authority, wire: &mut Wire<'_>, incarnation: Incarnation) {
+fn obey(
+    command: Command,
+    authority: &mut Authority,
+    wire: &mut Wire<'_>,
+    incarnation: Incarnation,
+) {
     match command {
-        Command::Session { pnn, incarnation, keys, paths } => {
+        Command::Session {
+            pnn,
+            incarnation,
+            keys,
+            paths,
+        } => {
             let me = authority.config().me;
             wire.lines[pnn.index()] = Some(Line {
                 sealer: Sealer::new((*keys).clone(), me),

@@ -110,7 +110,9 @@ pub(crate) mod tests {
     /// Two ends as a handshake makes them.
     pub fn ends() -> (Crypt, Crypt) {
         let params: snow::params::NoiseParams = "Noise_NN_25519_ChaChaPoly_SHA256".parse().unwrap();
-        let mut a = snow::Builder::new(params.clone()).build_initiator().unwrap();
+        let mut a = snow::Builder::new(params.clone())
+            .build_initiator()
+            .unwrap();
         let mut b = snow::Builder::new(params).build_responder().unwrap();
         let (mut wire, mut rest) = ([0; 256], [0; 256]);
         let length = a.write_message(&[], &mut wire).unwrap();

@@ -84,9 +84,16 @@ impl SessionKeys {
         expand(b"ctdb datagram dialer to listener", &mut *to_listener);
         let mut to_dialer = DirectionKey::default();
         expand(b"ctdb datagram listener to dialer", &mut *to_dialer);
-        let (send_key, recv_key) =
-            if we_dial { (to_listener, to_dialer) } else { (to_dialer, to_listener) };
-        Self { session_id: u64::from_le_bytes(id), send_key, recv_key }
+        let (send_key, recv_key) = if we_dial {
+            (to_listener, to_dialer)
+        } else {
+            (to_dialer, to_listener)
+        };
+        Self {
+            session_id: u64::from_le_bytes(id),
+            send_key,
+            recv_key,
+        }
     }
 }
 
@@ -120,7 +127,11 @@ impl Header {
             bytes.copy_from_slice(&datagram[at..at + 8]);
             u64::from_le_bytes(bytes)
         };
-        Ok(Self { sender, session_id: word(4), counter: word(12) })
+        Ok(Self {
+            sender,
+            session_id: word(4),
+            counter: word(12),
+        })
     }
 
     /// Whether the datagram claims to come from the guard ([`seal_gone`]).
@@ -176,7 +187,11 @@ pub struct Sealer {
 impl Sealer {
     /// A sealer that counts from 0: one per session, ever.
     pub fn new(keys: SessionKeys, sender: Pnn) -> Self {
-        Self { keys, sender, next: 0 }
+        Self {
+            keys,
+            sender,
+            next: 0,
+        }
     }
 
     /// The session it seals for.
@@ -192,8 +207,14 @@ impl Sealer {
             return 0; // 2^63 datagrams: not in the life of a cluster, yet never a nonce twice.
         }
         let keys = &self.keys;
-        let length =
-            seal_with(&keys.send_key, keys.session_id, self.sender, self.next, plaintext, out);
+        let length = seal_with(
+            &keys.send_key,
+            keys.session_id,
+            self.sender,
+            self.next,
+            plaintext,
+            out,
+        );
         if length > 0 {
             self.next += 1;
         }
@@ -381,9 +402,8 @@ mod tests {
     }
 
     fn pair(secret: &[u8]) -> (SessionKeys, SessionKeys) {
-        let derive = |we_dial| {
-            SessionKeys::derive(b"hash", secret, Incarnation(7), Incarnation(9), we_dial)
-        };
+        let derive =
+            |we_dial| SessionKeys::derive(b"hash", secret, Incarnation(7), Incarnation(9), we_dial);
         (derive(true), derive(false))
     }
 
@@ -418,7 +438,11 @@ mod tests {
         assert_eq!(sealed(&mut sealer, &[]).len(), HEADER + TAG);
         assert_eq!(
             opener.counters(),
-            OpenCounters { accepted: 1, replayed: 1, ..OpenCounters::default() }
+            OpenCounters {
+                accepted: 1,
+                replayed: 1,
+                ..OpenCounters::default()
+            }
         );
     }
 
@@ -442,9 +466,15 @@ mod tests {
         let (mut sealer, _) = ends();
         let datagram = sealed(&mut sealer, b"x");
         let mut other = Opener::new(pair(b"later").1, pnn(1));
-        assert_eq!(other.open(&mut datagram.clone()), Err(OpenError::OtherSession));
+        assert_eq!(
+            other.open(&mut datagram.clone()),
+            Err(OpenError::OtherSession)
+        );
         let mut third = Opener::new(pair(b"secret").1, pnn(2));
-        assert_eq!(third.open(&mut datagram.clone()), Err(OpenError::OtherSession));
+        assert_eq!(
+            third.open(&mut datagram.clone()),
+            Err(OpenError::OtherSession)
+        );
         // What a node sent cannot be reflected to it: the directions have different keys.
         let mut own = Opener::new(pair(b"secret").0, pnn(1));
         assert_eq!(own.open(&mut datagram.clone()), Err(OpenError::Forged));
@@ -458,7 +488,10 @@ mod tests {
         let length = seal_gone(&keys.send_key, keys.session_id, pnn(1), b"gone", &mut out);
         assert!(Header::read(&out[..length]).unwrap().is_gone());
         assert_eq!(opener.open(&mut out.to_vec()[..length]), Ok(&b"gone"[..]));
-        assert_eq!(opener.open(&mut out.to_vec()[..length]), Err(OpenError::Replayed));
+        assert_eq!(
+            opener.open(&mut out.to_vec()[..length]),
+            Err(OpenError::Replayed)
+        );
         let late = sealed(&mut sealer, b"sent before");
         assert_eq!(opener.open(&mut late.clone()), Ok(&b"sent before"[..]));
         // Other counters of the reserved range do not exist.

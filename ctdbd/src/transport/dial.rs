@@ -21,7 +21,11 @@ struct Backoff {
 
 impl Backoff {
     fn new(min: Duration, max: Duration) -> Self {
-        Self { next: min, min, max }
+        Self {
+            next: min,
+            min,
+            max,
+        }
     }
 
     fn reset(&mut self) {
@@ -48,7 +52,10 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
                 shared.spawn(async move {
                     let _ = done.send(shared_.serve(&peer_, stream, established).await);
                 });
-                if up_for.await.is_ok_and(|up_for| up_for >= shared.timings.backoff_max) {
+                if up_for
+                    .await
+                    .is_ok_and(|up_for| up_for >= shared.timings.backoff_max)
+                {
                     backoff.reset();
                 }
             }
@@ -102,7 +109,10 @@ async fn attempt(
 /// Whether the other side ended the connection.
 pub(super) fn is_close(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
-    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset
+    )
 }
 
 /// Tells a node that dials us that we are there: connects once, says nothing. It may be in the
@@ -125,7 +135,10 @@ mod tests {
         let mut expected = min;
         for _ in 0..20 {
             let pause = backoff.pause();
-            assert!(pause >= expected / 2 && pause <= expected, "{pause:?} for {expected:?}");
+            assert!(
+                pause >= expected / 2 && pause <= expected,
+                "{pause:?} for {expected:?}"
+            );
             expected = (expected * 2).min(max);
         }
         backoff.reset();

@@ -138,7 +138,11 @@ fn quoted(path: &Path) -> String {
 fn script(distribution: &Distribution) -> String {
     let path = quoted(&distribution.path);
     let directory = quoted(distribution.path.parent().unwrap_or(Path::new("/")));
-    let place = if distribution.force { r#"mv -f "$t" "$p""# } else { r#"ln "$t" "$p""# };
+    let place = if distribution.force {
+        r#"mv -f "$t" "$p""#
+    } else {
+        r#"ln "$t" "$p""#
+    };
     format!(
         "umask 077; p={path}; t=\"$p.new.$$\"; trap 'rm -f \"$t\"' EXIT; mkdir -p {directory} && \
          cat >\"$t\" && if [ -e \"$p\" ] && cmp -s \"$t\" \"$p\"; then echo already; \
@@ -153,7 +157,11 @@ async fn deliver(
     address: IpAddr,
     distribution: &Distribution,
 ) -> Result<Delivered, DistributeError> {
-    let program = distribution.ssh.first().cloned().unwrap_or_else(|| "ssh".into());
+    let program = distribution
+        .ssh
+        .first()
+        .cloned()
+        .unwrap_or_else(|| "ssh".into());
     let start = |source| DistributeError::Start {
         program: program.to_string_lossy().into_owned(),
         source,
@@ -181,7 +189,10 @@ async fn deliver(
     // Read to the end, since a child whose pipe is full would wait; only the beginning is kept.
     let hear = async {
         let mut complaint = Vec::new();
-        (&mut stderr).take(MAX_COMPLAINT).read_to_end(&mut complaint).await?;
+        (&mut stderr)
+            .take(MAX_COMPLAINT)
+            .read_to_end(&mut complaint)
+            .await?;
         tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await?;
         Ok::<_, io::Error>(complaint)
     };
@@ -246,7 +257,11 @@ mod tests {
             let path = folder.join("the 'key'");
             assert_eq!(KeyRing::load(&path).unwrap(), ring);
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-            assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "nothing else is left");
+            assert_eq!(
+                fs::read_dir(folder).unwrap().count(),
+                1,
+                "nothing else is left"
+            );
         }
         let again = distribute(&ring, &nodes[..1], &distribution).await;
         assert_eq!(*again[0].2.as_ref().unwrap(), Delivered::Already);
@@ -256,7 +271,10 @@ mod tests {
         assert!(matches!(refused[0].2, Err(DistributeError::Exists(_))));
         let path = directory.path().join("10.0.0.1/etc/the 'key'");
         assert_eq!(KeyRing::load(&path).unwrap(), ring);
-        let forced = Distribution { force: true, ..distribution };
+        let forced = Distribution {
+            force: true,
+            ..distribution
+        };
         let replaced = distribute(&other, &nodes[..1], &forced).await;
         assert_eq!(*replaced[0].2.as_ref().unwrap(), Delivered::Written);
         assert_eq!(KeyRing::load(&path).unwrap(), other);
@@ -272,15 +290,26 @@ mod tests {
         };
         let one = |distribution: Distribution| {
             let ring = ring.clone();
-            async move { distribute(&ring, &nodes(1), &distribution).await.remove(0).2 }
+            async move {
+                distribute(&ring, &nodes(1), &distribution)
+                    .await
+                    .remove(0)
+                    .2
+            }
         };
         let denied = one(with(&["sh", "-c", "echo Permission denied >&2; exit 255"])).await;
         let text = denied.unwrap_err().to_string();
-        assert!(text.contains("Permission denied") && text.contains("255"), "{text}");
+        assert!(
+            text.contains("Permission denied") && text.contains("255"),
+            "{text}"
+        );
         let missing = one(with(&["/nonexistent/ssh"])).await;
         assert!(matches!(missing, Err(DistributeError::Start { .. })));
         let silent = one(with(&["sh", "-c", "true"])).await;
-        assert!(matches!(silent, Err(DistributeError::Failed { .. })), "success must be said");
+        assert!(
+            matches!(silent, Err(DistributeError::Failed { .. })),
+            "success must be said"
+        );
         let hung = Distribution {
             time_out: Duration::from_millis(200),
             ..with(&["sh", "-c", "exec sleep 60"])

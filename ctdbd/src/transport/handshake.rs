@@ -154,7 +154,11 @@ pub struct Established {
 
 impl fmt::Debug for Established {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node {} {:?} {:?}", self.peer, self.incarnation, self.session)
+        write!(
+            f,
+            "node {} {:?} {:?}",
+            self.peer, self.incarnation, self.session
+        )
     }
 }
 
@@ -208,7 +212,11 @@ impl Identity {
             .psk(0, key.bytes())
             .and_then(|builder| builder.prologue(&prologue))
             .map_err(Failure::Noise)?;
-        let state = if dial { builder.build_initiator() } else { builder.build_responder() };
+        let state = if dial {
+            builder.build_initiator()
+        } else {
+            builder.build_responder()
+        };
         state.map_err(Failure::Noise)
     }
 
@@ -243,7 +251,10 @@ impl Identity {
         }
         self.versions
             .common(hello.versions)
-            .ok_or(Refusal::OtherVersion { theirs: hello.versions, ours: self.versions })
+            .ok_or(Refusal::OtherVersion {
+                theirs: hello.versions,
+                ours: self.versions,
+            })
     }
 }
 
@@ -327,7 +338,9 @@ async fn read_message<'a, S: AsyncRead + Unpin>(
 
 fn transport(state: HandshakeState) -> Result<(Crypt, Vec<u8>), Failure> {
     let hash = state.get_handshake_hash().to_vec();
-    let state = state.into_stateless_transport_mode().map_err(Failure::Noise)?;
+    let state = state
+        .into_stateless_transport_mode()
+        .map_err(Failure::Noise)?;
     Ok((Crypt::Noise(Box::new(state)), hash))
 }
 
@@ -351,7 +364,9 @@ where
         Security::Noise(keys) => {
             let mut state =
                 identity.noise(&identity.preface(listener, 0), keys.dial_key(), true)?;
-            let length = state.write_message(&hello, &mut message).map_err(Failure::Noise)?;
+            let length = state
+                .write_message(&hello, &mut message)
+                .map_err(Failure::Noise)?;
             (Some(state), length)
         }
         Security::Plain => {
@@ -364,11 +379,18 @@ where
     stream.write_all(&out).await?;
 
     let reply: [u8; REPLY] = read_head(stream, REPLY_MAGIC).await?;
-    let theirs = VersionRange { min: u16_at(&reply, 12), max: u16_at(&reply, 14) };
+    let theirs = VersionRange {
+        min: u16_at(&reply, 12),
+        max: u16_at(&reply, 14),
+    };
     match Verdict::from_byte(reply[8]) {
         Some(Verdict::Welcome) => {}
         Some(Verdict::OtherVersion) => {
-            return Err(Refusal::OtherVersion { theirs, ours: identity.versions }.into());
+            return Err(Refusal::OtherVersion {
+                theirs,
+                ours: identity.versions,
+            }
+            .into());
         }
         Some(verdict) => return Err(Refusal::ByPeer(verdict).into()),
         None => return Err(Refusal::ByPeer(Verdict::Malformed).into()),
@@ -378,8 +400,9 @@ where
     let hello = match &mut state {
         Some(state) => {
             // The listener knew the key or it would not have welcomed us; else it is a fake.
-            let length =
-                state.read_message(received, &mut *plain).map_err(|_| Refusal::WrongKey)?;
+            let length = state
+                .read_message(received, &mut *plain)
+                .map_err(|_| Refusal::WrongKey)?;
             decode_hello(&plain[..length])?
         }
         None => decode_hello(received)?,
@@ -434,7 +457,10 @@ where
         Err(failure) => {
             if let Failure::Refused(refusal) = &failure {
                 // What does not speak our protocol gets no answer.
-                if !matches!(refusal, Refusal::Garbage | Refusal::CtdbDaemon | Refusal::Closed) {
+                if !matches!(
+                    refusal,
+                    Refusal::Garbage | Refusal::CtdbDaemon | Refusal::Closed
+                ) {
                     let farewell = refuse(stream, reply(identity, refusal.verdict(), 0));
                     let _ = tokio::time::timeout(FAREWELL, farewell).await;
                 }
@@ -481,9 +507,16 @@ async fn accept_first<S: AsyncRead + Unpin>(
     admits: impl Fn(Pnn) -> bool,
 ) -> Result<(Established, Vec<u8>), Failure> {
     let preface: [u8; PREFACE] = read_head(stream, PREFACE_MAGIC).await?;
-    let theirs = VersionRange { min: u16_at(&preface, 12), max: u16_at(&preface, 14) };
+    let theirs = VersionRange {
+        min: u16_at(&preface, 12),
+        max: u16_at(&preface, 14),
+    };
     if identity.versions.common(theirs).is_none() {
-        return Err(Refusal::OtherVersion { theirs, ours: identity.versions }.into());
+        return Err(Refusal::OtherVersion {
+            theirs,
+            ours: identity.versions,
+        }
+        .into());
     }
     if preface[8] != identity.kind() {
         return Err(Refusal::OtherMode.into());
@@ -520,7 +553,9 @@ async fn accept_first<S: AsyncRead + Unpin>(
     let message = match &mut state {
         Some(state) => {
             let mut message = vec![0; MAX_HANDSHAKE];
-            let length = state.write_message(&encoded, &mut message).map_err(Failure::Noise)?;
+            let length = state
+                .write_message(&encoded, &mut message)
+                .map_err(Failure::Noise)?;
             message.truncate(length);
             message
         }
@@ -558,7 +593,10 @@ async fn confirmed<S: AsyncRead + Unpin>(
 ) -> Result<Established, Failure> {
     let mut length = [0; LENGTH];
     read(stream, &mut length).await?;
-    let length = established.crypt.check_length(length).map_err(|_| Refusal::Malformed)?;
+    let length = established
+        .crypt
+        .check_length(length)
+        .map_err(|_| Refusal::Malformed)?;
     let mut wire = [0; 64];
     let wire = wire.get_mut(..length).ok_or(Refusal::TooLong)?;
     read(stream, wire).await?;

@@ -166,7 +166,9 @@ pub struct ClusterId(pub [u8; 32]);
 impl fmt::Display for ClusterId {
     /// The first eight bytes, enough for an operator to compare two nodes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0[..8]
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -186,12 +188,18 @@ pub struct KeyRing {
 impl KeyRing {
     /// A ring of one key.
     pub fn of(key: ClusterKey) -> Self {
-        Self { first: key, second: None }
+        Self {
+            first: key,
+            second: None,
+        }
     }
 
     /// A ring during a replacement: `dial` is used to dial, both are accepted.
     pub fn rotating(dial: ClusterKey, also: ClusterKey) -> Self {
-        Self { first: dial, second: Some(also) }
+        Self {
+            first: dial,
+            second: Some(also),
+        }
     }
 
     /// The key used to dial.
@@ -207,32 +215,55 @@ impl KeyRing {
     /// Reads and checks a key file: regular, mode 0600 or 0400, owned by the effective user.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let io = |action| {
-            move |source: io::Error| KeyError::Io { action, path: path.to_owned(), source }
+            move |source: io::Error| KeyError::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            }
         };
         // Not blocking: a FIFO in place of the file must not hang the daemon.
-        let file = match OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path) {
+        let file = match OpenOptions::new()
+            .read(true)
+            .custom_flags(O_NONBLOCK)
+            .open(path)
+        {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(KeyError::Missing { path: path.to_owned() });
+                return Err(KeyError::Missing {
+                    path: path.to_owned(),
+                });
             }
             other => other.map_err(io("opening"))?,
         };
         let metadata = file.metadata().map_err(io("examining"))?;
         if !metadata.is_file() {
-            return Err(KeyError::NotAFile { path: path.to_owned() });
+            return Err(KeyError::NotAFile {
+                path: path.to_owned(),
+            });
         }
         let (owner, expected) = (metadata.uid(), nix::unistd::geteuid().as_raw());
         if owner != expected {
-            return Err(KeyError::Owner { path: path.to_owned(), owner, expected });
+            return Err(KeyError::Owner {
+                path: path.to_owned(),
+                owner,
+                expected,
+            });
         }
         let mode = metadata.mode() & 0o7777;
         if mode != 0o600 && mode != 0o400 {
-            return Err(KeyError::Mode { path: path.to_owned(), mode });
+            return Err(KeyError::Mode {
+                path: path.to_owned(),
+                mode,
+            });
         }
         if metadata.len() > MAX_KEY_FILE {
-            return Err(KeyError::TooLong { path: path.to_owned() });
+            return Err(KeyError::TooLong {
+                path: path.to_owned(),
+            });
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize));
-        file.take(MAX_KEY_FILE).read_to_end(&mut bytes).map_err(io("reading"))?;
+        file.take(MAX_KEY_FILE)
+            .read_to_end(&mut bytes)
+            .map_err(io("reading"))?;
         Self::parse(&bytes, path)
     }
 
@@ -248,15 +279,25 @@ impl KeyRing {
                 .strip_prefix(TAG.as_bytes())
                 .filter(|rest| rest.first().is_some_and(u8::is_ascii_whitespace))
                 .and_then(|rest| base64_decode(rest.trim_ascii()))
-                .ok_or_else(|| KeyError::Line { path: path.to_owned(), line: index + 1 })?;
+                .ok_or_else(|| KeyError::Line {
+                    path: path.to_owned(),
+                    line: index + 1,
+                })?;
             if keys.len() == MAX_KEYS {
-                return Err(KeyError::TooMany { path: path.to_owned() });
+                return Err(KeyError::TooMany {
+                    path: path.to_owned(),
+                });
             }
             keys.push(ClusterKey(key));
         }
         let mut keys = keys.into_iter();
-        let first = keys.next().ok_or_else(|| KeyError::Empty { path: path.to_owned() })?;
-        Ok(Self { first, second: keys.next() })
+        let first = keys.next().ok_or_else(|| KeyError::Empty {
+            path: path.to_owned(),
+        })?;
+        Ok(Self {
+            first,
+            second: keys.next(),
+        })
     }
 
     /// The text of a key file.
@@ -279,7 +320,11 @@ impl KeyRing {
     /// only with `force`.
     pub fn write_new(&self, path: &Path, force: bool) -> Result<(), KeyError> {
         let io = |action| {
-            move |source: io::Error| KeyError::Io { action, path: path.to_owned(), source }
+            move |source: io::Error| KeyError::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            }
         };
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -299,17 +344,25 @@ impl KeyRing {
             file.set_permissions(fs::Permissions::from_mode(0o600))?;
             file.write_all(self.render().as_bytes())?;
             file.sync_all()?;
-            if force { fs::rename(&temporary, path) } else { fs::hard_link(&temporary, path) }
+            if force {
+                fs::rename(&temporary, path)
+            } else {
+                fs::hard_link(&temporary, path)
+            }
         })();
         // Gone already after a rename.
         let _ = fs::remove_file(&temporary);
         match written {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(KeyError::Exists { path: path.to_owned() });
+                return Err(KeyError::Exists {
+                    path: path.to_owned(),
+                });
             }
             other => other.map_err(io("writing"))?,
         }
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(io("syncing"))
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(io("syncing"))
     }
 }
 
@@ -391,8 +444,14 @@ mod tests {
 
     #[test]
     fn wrong_files_name_the_line() {
-        assert!(matches!(parse("# nothing\n\n"), Err(KeyError::Empty { .. })));
-        assert!(matches!(parse("# c\nsecret\n"), Err(KeyError::Line { line: 2, .. })));
+        assert!(matches!(
+            parse("# nothing\n\n"),
+            Err(KeyError::Empty { .. })
+        ));
+        assert!(matches!(
+            parse("# c\nsecret\n"),
+            Err(KeyError::Line { line: 2, .. })
+        ));
         let line = KeyRing::of(key(1)).render().replace(' ', "");
         assert!(matches!(parse(&line), Err(KeyError::Line { .. })));
         let lines = KeyRing::of(key(1)).render().repeat(3);
@@ -412,20 +471,35 @@ mod tests {
     fn a_key_file_is_written_once_and_read_only_with_safe_modes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("cluster.key");
-        assert!(matches!(KeyRing::load(&path), Err(KeyError::Missing { .. })));
+        assert!(matches!(
+            KeyRing::load(&path),
+            Err(KeyError::Missing { .. })
+        ));
         let ring = KeyRing::of(ClusterKey::generate().unwrap());
         ring.write_new(&path, false).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(KeyRing::load(&path).unwrap(), ring);
 
         let other = KeyRing::of(key(9));
-        assert!(matches!(other.write_new(&path, false), Err(KeyError::Exists { .. })));
+        assert!(matches!(
+            other.write_new(&path, false),
+            Err(KeyError::Exists { .. })
+        ));
         assert_eq!(KeyRing::load(&path).unwrap(), ring);
         other.write_new(&path, true).unwrap();
         assert_eq!(KeyRing::load(&path).unwrap(), other);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            1,
+            "no temporary file stays"
+        );
 
-        for (mode, good) in [(0o400, true), (0o640, false), (0o604, false), (0o700, false)] {
+        for (mode, good) in [
+            (0o400, true),
+            (0o640, false),
+            (0o604, false),
+            (0o700, false),
+        ] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(KeyRing::load(&path).is_ok(), good, "mode {mode:o}");
         }
@@ -436,14 +510,23 @@ mod tests {
     #[test]
     fn odd_files_are_refused_without_hanging() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(KeyRing::load(directory.path()), Err(KeyError::NotAFile { .. })));
+        assert!(matches!(
+            KeyRing::load(directory.path()),
+            Err(KeyError::NotAFile { .. })
+        ));
         let fifo = directory.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-        assert!(matches!(KeyRing::load(&fifo), Err(KeyError::NotAFile { .. })));
+        assert!(matches!(
+            KeyRing::load(&fifo),
+            Err(KeyError::NotAFile { .. })
+        ));
         let long = directory.path().join("long");
         fs::write(&long, vec![b'#'; MAX_KEY_FILE as usize + 1]).unwrap();
         fs::set_permissions(&long, fs::Permissions::from_mode(0o600)).unwrap();
-        assert!(matches!(KeyRing::load(&long), Err(KeyError::TooLong { .. })));
+        assert!(matches!(
+            KeyRing::load(&long),
+            Err(KeyError::TooLong { .. })
+        ));
         let missing = directory.path().join("none/cluster.key");
         assert!(matches!(
             KeyRing::of(key(1)).write_new(&missing, false),

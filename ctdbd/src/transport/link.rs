@@ -242,7 +242,13 @@ impl Link {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let Self { crypt, outgoing, traffic, timings, .. } = &self;
+        let Self {
+            crypt,
+            outgoing,
+            traffic,
+            timings,
+            ..
+        } = &self;
         let (sent, received) = (self.sent.clone(), self.received.clone());
         // In random order: a busy receiver would use up the task's budget before each send.
         tokio::select! {
@@ -269,7 +275,9 @@ impl Link {
                 Ok(Err(error)) => return DownReason::Io(error.kind()),
                 Ok(Ok(0)) => return DownReason::Closed,
                 Ok(Ok(count)) => {
-                    self.traffic.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+                    self.traffic
+                        .bytes_in
+                        .fetch_add(count as u64, Ordering::Relaxed);
                 }
             }
             if buffer.len() < needed {
@@ -304,8 +312,11 @@ impl Link {
                     continue;
                 }
                 let goodbye = frame == PeerFrame::Goodbye;
-                let event =
-                    LinkEvent::Frame { pnn: self.peer, incarnation: self.incarnation, frame };
+                let event = LinkEvent::Frame {
+                    pnn: self.peer,
+                    incarnation: self.incarnation,
+                    frame,
+                };
                 if self.events.send(event).await.is_err() {
                     return DownReason::Shutdown;
                 }
@@ -375,7 +386,9 @@ where
             return DownReason::Io(error.kind());
         }
         traffic.frames_out.fetch_add(frames, Ordering::Relaxed);
-        traffic.bytes_out.fetch_add(wire.len() as u64, Ordering::Relaxed);
+        traffic
+            .bytes_out
+            .fetch_add(wire.len() as u64, Ordering::Relaxed);
         wire.clear();
         wire.shrink_to(2 * BATCH);
     }
@@ -407,7 +420,11 @@ mod tests {
         }
         assert!(!queue.push(frame(1)));
         queue.close(DownReason::Replaced);
-        assert_eq!(queue.close_reason(), Some(DownReason::QueueFull), "the first reason counts");
+        assert_eq!(
+            queue.close_reason(),
+            Some(DownReason::QueueFull),
+            "the first reason counts"
+        );
         assert!(!queue.push(frame(1)));
     }
 
@@ -432,7 +449,11 @@ mod tests {
             timings,
         };
         let (reader, writer) = split(stream);
-        End { outgoing, events, task: tokio::spawn(link.run(reader, writer)) }
+        End {
+            outgoing,
+            events,
+            task: tokio::spawn(link.run(reader, writer)),
+        }
     }
 
     fn encoded(frame: &PeerFrame) -> Arc<[u8]> {
@@ -477,12 +498,15 @@ mod tests {
         assert_eq!(a.task.await.unwrap(), DownReason::Requested);
         // Its ping may find the end before its read does.
         let reason = b.task.await.unwrap();
-        let broken = DownReason::Io(std::io::ErrorKind::BrokenPipe);
+        let broken = DownReason::Io(io::ErrorKind::BrokenPipe);
         assert!(reason == DownReason::Closed || reason == broken, "{reason}");
 
         let (a, _kept_open) = duplex(1000);
         let a = start(a, ends().0, Timings::default());
-        assert_eq!(a.task.await.unwrap(), DownReason::Silent(Duration::from_secs(5)));
+        assert_eq!(
+            a.task.await.unwrap(),
+            DownReason::Silent(Duration::from_secs(5))
+        );
     }
 
     #[tokio::test]
@@ -490,11 +514,16 @@ mod tests {
         let (a, mut raw) = duplex(1000);
         let a = start(a, ends().0, Timings::default());
         raw.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
-        assert_eq!(a.task.await.unwrap(), DownReason::Crypt(CryptError::Length(u32::MAX)));
+        assert_eq!(
+            a.task.await.unwrap(),
+            DownReason::Crypt(CryptError::Length(u32::MAX))
+        );
 
         let (a, mut raw) = duplex(1000);
         let a = start(a, Crypt::Plain, Timings::default());
-        raw.write_all(&[3, 0, 0, 0, 0xff, 0xff, 0xff]).await.unwrap();
+        raw.write_all(&[3, 0, 0, 0, 0xff, 0xff, 0xff])
+            .await
+            .unwrap();
         assert!(matches!(a.task.await.unwrap(), DownReason::Frame(_)));
     }
 
@@ -504,7 +533,11 @@ mod tests {
         let (crypt_a, crypt_b) = ends();
         let mut a = start(a, crypt_a, Timings::default());
         let mut wire = Vec::new();
-        crypt_b.append(&mut Nonce::default(), &encoded(&PeerFrame::Goodbye), &mut wire);
+        crypt_b.append(
+            &mut Nonce::default(),
+            &encoded(&PeerFrame::Goodbye),
+            &mut wire,
+        );
         raw.write_all(&wire[..wire.len() - 1]).await.unwrap();
         drop(raw);
         assert_eq!(a.task.await.unwrap(), DownReason::Closed);

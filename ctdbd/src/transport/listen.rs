@@ -94,7 +94,9 @@ async fn greet(
         peer.knock.notify_one();
     }
     let admits = |pnn| {
-        shared.peer(pnn).is_some_and(|peer| !shared.check_source || peer.address == source)
+        shared
+            .peer(pnn)
+            .is_some_and(|peer| !shared.check_source || peer.address == source)
     };
     let handshake = async {
         prepare(&stream, &shared.timings)?;
@@ -125,7 +127,11 @@ async fn greet(
     };
     shared.refusals.note(source, refusal, false);
     // Shown beside the peer whose address it is.
-    if let Some(peer) = shared.all_peers().into_iter().find(|peer| peer.address == source) {
+    if let Some(peer) = shared
+        .all_peers()
+        .into_iter()
+        .find(|peer| peer.address == source)
+    {
         peer.problem(refusal.to_string(), false);
     }
 }
@@ -164,7 +170,10 @@ impl Gate {
     fn admit(&mut self, source: IpAddr, now: Instant) -> Result<(u64, Arc<Notify>), Refusal> {
         self.take_token(source, now)?;
         let of = |source: IpAddr, pending: &[Pending]| {
-            pending.iter().filter(|other| other.source == source).count()
+            pending
+                .iter()
+                .filter(|other| other.source == source)
+                .count()
         };
         let crowd = if of(source, &self.pending) >= MAX_PENDING_PER_SOURCE {
             Some(source)
@@ -176,14 +185,21 @@ impl Gate {
             None
         };
         if let Some(crowd) = crowd
-            && let Some(oldest) = self.pending.iter().position(|pending| pending.source == crowd)
+            && let Some(oldest) = self
+                .pending
+                .iter()
+                .position(|pending| pending.source == crowd)
         {
             self.pending.remove(oldest).crowded.notify_one();
         }
         let id = self.next_id;
         self.next_id += 1;
         let crowded = Arc::new(Notify::new());
-        self.pending.push(Pending { id, source, crowded: Arc::clone(&crowded) });
+        self.pending.push(Pending {
+            id,
+            source,
+            crowded: Arc::clone(&crowded),
+        });
         Ok((id, crowded))
     }
 
@@ -198,8 +214,10 @@ impl Gate {
                 key = None;
             }
         }
-        let bucket =
-            self.rates.entry(key).or_insert(Bucket { tokens: f64::from(RATE), filled: now });
+        let bucket = self.rates.entry(key).or_insert(Bucket {
+            tokens: f64::from(RATE),
+            filled: now,
+        });
         bucket.fill(now);
         if bucket.tokens < 1.0 {
             return Err(Refusal::RateLimited);
@@ -232,7 +250,10 @@ mod tests {
         assert_eq!(gate.pending[0].id, 36, "the oldest made room");
         let (id, _) = gate.admit(ip(2), now).unwrap();
         gate.admit(ip(1), now).unwrap();
-        assert!(gate.pending.iter().any(|pending| pending.id == id), "others are not touched");
+        assert!(
+            gate.pending.iter().any(|pending| pending.id == id),
+            "others are not touched"
+        );
     }
 
     #[test]
@@ -256,7 +277,9 @@ mod tests {
         let mut gate = Gate::default();
         let now = Instant::now();
         let admitted = |gate: &mut Gate, source, now| {
-            (0..1000).filter(|_| gate.admit(source, now).is_ok()).count()
+            (0..1000)
+                .filter(|_| gate.admit(source, now).is_ok())
+                .count()
         };
         assert_eq!(admitted(&mut gate, ip(1), now), RATE as usize);
         assert_eq!(admitted(&mut gate, ip(2), now), RATE as usize);

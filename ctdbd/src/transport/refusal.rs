@@ -222,7 +222,10 @@ impl Refusals {
 
     /// Forgets what was logged of `source`: it has a link now.
     pub fn clear(&self, source: IpAddr) {
-        self.logged.lock().unwrap_or_else(PoisonError::into_inner).remove(&Some(source));
+        self.logged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&Some(source));
     }
 
     /// How often each kind occurred since the start, by [`Refusal::kind`].
@@ -243,7 +246,10 @@ mod tests {
         assert!(refusals.note(a, Refusal::WrongKey, false));
         assert!(!refusals.note(a, Refusal::WrongKey, false));
         assert!(refusals.note(a, Refusal::Garbage, false));
-        assert!(!refusals.note(a, Refusal::WrongKey, false), "alternating reasons do not flood");
+        assert!(
+            !refusals.note(a, Refusal::WrongKey, false),
+            "alternating reasons do not flood"
+        );
         assert!(refusals.note(b, Refusal::WrongKey, true));
         refusals.clear(a);
         assert!(refusals.note(a, Refusal::WrongKey, false));

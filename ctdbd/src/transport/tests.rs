@@ -28,7 +28,10 @@ impl Net {
     fn new() -> Self {
         let third = NEXT.fetch_add(1, Ordering::Relaxed);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Self { third, port: listener.local_addr().unwrap().port() }
+        Self {
+            third,
+            port: listener.local_addr().unwrap().port(),
+        }
     }
 
     fn address(&self, pnn: u32) -> IpAddr {
@@ -68,12 +71,20 @@ impl End {
     }
 
     async fn event(&mut self) -> LinkEvent {
-        timeout(LONG, self.events.recv()).await.expect("no event in time").expect("transport ended")
+        timeout(LONG, self.events.recv())
+            .await
+            .expect("no event in time")
+            .expect("transport ended")
     }
 
     async fn up(&mut self) -> (Pnn, Incarnation, u64) {
         match self.event().await {
-            LinkEvent::Up { pnn, incarnation, session, .. } => (pnn, incarnation, session.session_id),
+            LinkEvent::Up {
+                pnn,
+                incarnation,
+                session,
+                ..
+            } => (pnn, incarnation, session.session_id),
             other => panic!("{other:?} instead of Up"),
         }
     }
@@ -81,7 +92,10 @@ impl End {
     async fn refused(&self, kind: &str) {
         for _ in 0..200 {
             let refusals = self.handle.refusals();
-            if refusals.iter().any(|(name, count)| *name == kind && *count > 0) {
+            if refusals
+                .iter()
+                .any(|(name, count)| *name == kind && *count > 0)
+            {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -100,12 +114,19 @@ async fn two_nodes_find_each_other_and_talk() {
         assert_eq!((peer, life), (node(1), Incarnation(11)));
         let (peer, life, session_b) = b.up().await;
         assert_eq!((peer, life), (node(0), Incarnation(10)));
-        assert_eq!(session_a, session_b, "both know the datagram session by the same name");
+        assert_eq!(
+            session_a, session_b,
+            "both know the datagram session by the same name"
+        );
         let frame = PeerFrame::State(HolderState::default());
         assert!(a.handle.send(node(1), &frame));
         assert!(!a.handle.send(node(2), &frame), "no link, no promise");
         match b.event().await {
-            LinkEvent::Frame { pnn, incarnation, frame: got } => {
+            LinkEvent::Frame {
+                pnn,
+                incarnation,
+                frame: got,
+            } => {
                 assert_eq!((pnn, incarnation), (node(0), Incarnation(10)));
                 assert_eq!(got, frame);
             }
@@ -114,11 +135,17 @@ async fn two_nodes_find_each_other_and_talk() {
         a.handle.shutdown().await;
         assert!(matches!(
             b.event().await,
-            LinkEvent::Frame { frame: PeerFrame::Goodbye, .. }
+            LinkEvent::Frame {
+                frame: PeerFrame::Goodbye,
+                ..
+            }
         ));
         assert!(matches!(
             b.event().await,
-            LinkEvent::Down { reason: DownReason::Goodbye, .. }
+            LinkEvent::Down {
+                reason: DownReason::Goodbye,
+                ..
+            }
         ));
     }
 }
@@ -130,7 +157,13 @@ async fn a_restarted_peer_replaces_its_former_life() {
     let b = net.start(1, noise(1), 11);
     assert_eq!(a.up().await.1, Incarnation(11));
     drop(b); // Without goodbye.
-    assert!(matches!(a.event().await, LinkEvent::Down { incarnation: Incarnation(11), .. }));
+    assert!(matches!(
+        a.event().await,
+        LinkEvent::Down {
+            incarnation: Incarnation(11),
+            ..
+        }
+    ));
     let _b = net.start(1, noise(1), 12);
     assert_eq!(a.up().await.1, Incarnation(12));
 }
@@ -138,7 +171,10 @@ async fn a_restarted_peer_replaces_its_former_life() {
 #[tokio::test]
 async fn keys_rotate_without_a_gap() {
     let net = Net::new();
-    let (old, new) = (ClusterKey::from_bytes([1; 32]), ClusterKey::from_bytes([2; 32]));
+    let (old, new) = (
+        ClusterKey::from_bytes([1; 32]),
+        ClusterKey::from_bytes([2; 32]),
+    );
     let both = Security::Noise(KeyRing::rotating(new, old));
     let mut a = net.start(0, both.clone(), 10);
     let _b = net.start(1, noise(1), 11);
@@ -177,8 +213,12 @@ async fn another_key_cluster_mode_or_version_is_refused() {
 /// A connection from the address of node 1 that sends `bytes`, and what came back.
 fn visit(net: &Net, bytes: &[u8]) -> usize {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::new(net.address(1), 0).into()).unwrap();
-    socket.connect(&SocketAddr::new(net.address(0), net.port).into()).unwrap();
+    socket
+        .bind(&SocketAddr::new(net.address(1), 0).into())
+        .unwrap();
+    socket
+        .connect(&SocketAddr::new(net.address(0), net.port).into())
+        .unwrap();
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(LONG)).unwrap();
     // The listener may have closed already; that is what is tested.
@@ -199,12 +239,18 @@ async fn strangers_garbage_and_ctdb_daemons_are_refused_and_closed() {
     ctdb[4..8].copy_from_slice(&0x4354_4442_u32.to_le_bytes());
     ctdb[8..12].copy_from_slice(&1_u32.to_le_bytes());
     let (back_garbage, back_ctdb) = tokio::task::spawn_blocking({
-        let net = Net { third: net.third, port: net.port };
+        let net = Net {
+            third: net.third,
+            port: net.port,
+        };
         move || (visit(&net, &garbage), visit(&net, &ctdb))
     })
     .await
     .unwrap();
-    assert!(back_garbage < 64 && back_ctdb < 64, "a refusal costs little");
+    assert!(
+        back_garbage < 64 && back_ctdb < 64,
+        "a refusal costs little"
+    );
     a.refused("garbage").await;
     a.refused("ctdb_daemon").await;
     // From an address that is in no nodes list.
@@ -226,10 +272,18 @@ async fn the_nodes_list_changes_while_links_stand() {
     let mut a = net.start(0, noise(1), 10);
     let _b = net.start(1, noise(1), 11);
     a.up().await;
-    let without: Vec<(Pnn, IpAddr)> =
-        [0, 2].into_iter().map(|pnn| (node(pnn), net.address(pnn))).collect();
+    let without: Vec<(Pnn, IpAddr)> = [0, 2]
+        .into_iter()
+        .map(|pnn| (node(pnn), net.address(pnn)))
+        .collect();
     a.handle.set_nodes(&without).unwrap();
-    assert!(matches!(a.event().await, LinkEvent::Down { reason: DownReason::Removed, .. }));
+    assert!(matches!(
+        a.event().await,
+        LinkEvent::Down {
+            reason: DownReason::Removed,
+            ..
+        }
+    ));
     let _c = net.start(2, noise(1), 12);
     assert_eq!(a.up().await.0, node(2));
 }

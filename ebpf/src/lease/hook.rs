@@ -1,7 +1,7 @@
 //! Puts the programs on interfaces: by pinned TCX links, or as clsact filters where the kernel has
 //! no TCX (before 6.6).
 
-use std::{io, os::fd::AsFd as _, path::Path};
+use std::{io, os::fd::AsFd as _, path::Path, thread, time::Duration};
 
 use aya::{
     Ebpf,
@@ -18,7 +18,7 @@ use super::pins;
 use crate::{Error, sys};
 
 /// Way of a frame through an interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Direction {
     Incoming,
     Outgoing,
@@ -96,6 +96,20 @@ impl Header {
     }
 }
 
+/// The verifier gives up when a signal waits, or when memory is short for a moment.
+const LOAD_ATTEMPTS: u32 = 5;
+const LOAD_PAUSE: Duration = Duration::from_millis(10);
+
+fn passes(error: &ProgramError) -> bool {
+    let ProgramError::LoadError { io_error, .. } = error else {
+        return false;
+    };
+    matches!(
+        io_error.raw_os_error(),
+        Some(libc::EAGAIN | libc::EINTR | libc::ENOMEM)
+    )
+}
+
 /// The program of the object, loaded at its first use.
 pub(super) fn program<'a>(
     ebpf: &'a mut Ebpf,
@@ -104,11 +118,21 @@ pub(super) fn program<'a>(
     let Some(Program::SchedClassifier(program)) = ebpf.program_mut(name) else {
         return Err(Error::Object(name));
     };
-    if program.fd().is_err() {
-        program.load().map_err(|source| Error::Program {
-            name,
-            source: Box::new(source),
-        })?;
+    let mut attempts = 0;
+    while program.fd().is_err() {
+        attempts += 1;
+        match program.load() {
+            Err(error) if attempts < LOAD_ATTEMPTS && passes(&error) => {
+                tracing::debug!(program = name, %error, "loading it again");
+                thread::sleep(LOAD_PAUSE);
+            }
+            result => {
+                result.map_err(|source| Error::Program {
+                    name,
+                    source: Box::new(source),
+                })?;
+            }
+        }
     }
     Ok(program)
 }
@@ -228,19 +252,30 @@ impl Interface {
         let there = sys::tcx_links(self.ifindex, attach_type(direction))
             .map_err(|error| self.system("asking for TCX links of", error))?;
         if info.ifindex == self.ifindex && there.contains(&info.id) {
-            if there.first() != Some(&info.id) {
-                tracing::warn!(
-                    interface = self.name,
-                    ?direction,
-                    "another tc program stands before the lease's; if it accepts a packet, the \
-                     lease does not see that"
-                );
-            }
             return Ok(Some(link));
         }
         // The interface was made anew, or is in another namespace by now. Not being there is fine.
         let _ = sys::link_detach(link.as_fd());
         Ok(None)
+    }
+
+    /// Whether the program there, ours, is the first to see a frame. A program of somebody else
+    /// before it could accept what the lease would drop.
+    pub(super) fn is_first(
+        &self,
+        hook: Hook,
+        dir: &Path,
+        direction: Direction,
+    ) -> Result<bool, Error> {
+        // With clsact ours has the first priority.
+        if hook == Hook::Clsact {
+            return Ok(true);
+        }
+        let looking = |error| self.system("looking at the lease's link on", error);
+        let link = sys::obj_get(&pins::link_path(dir, self.ifindex, direction)).map_err(looking)?;
+        let info = sys::link_info(link.as_fd()).map_err(looking)?;
+        let there = sys::tcx_links(self.ifindex, attach_type(direction)).map_err(looking)?;
+        Ok(there.first() == Some(&info.id))
     }
 
     fn attach_clsact(

@@ -183,8 +183,13 @@ impl Drop for Net {
         for name in [&self.host, &self.peer] {
             let _ = Command::new("ip").args(["netns", "del", name]).output();
         }
-        let _ = Command::new("umount").arg(&self.dir).output();
-        let _ = fs::remove_dir(&self.dir);
+        let below = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let mut dirs: Vec<PathBuf> = below.map(|entry| entry.path()).collect();
+        dirs.push(self.dir.clone());
+        for dir in dirs.iter().filter(|dir| dir.is_dir()) {
+            let _ = Command::new("umount").arg(dir).output();
+            let _ = fs::remove_dir(dir);
+        }
     }
 }
 

@@ -84,21 +84,7 @@ fn run(options: &Options) -> Result<Vec<String>> {
     }
     let mut wrong = aftermath?;
     println!("stopping the daemons ...");
-    for node in lab.nodes() {
-        node.stop_graceful(Duration::from_secs(20))?;
-    }
-    for node in lab.nodes() {
-        wrong.extend(
-            node.left_behind()?
-                .into_iter()
-                .map(|what| format!("left behind: {what}")),
-        );
-    }
-    wrong.extend(
-        lab.destroy()
-            .into_iter()
-            .map(|what| format!("left behind: {what}")),
-    );
+    wrong.extend(lab.end().err().map(|error| format!("{error:#}")));
     Ok(wrong)
 }
 

@@ -160,6 +160,30 @@ impl Lab {
         Ok(start.elapsed())
     }
 
+    /// Stops all daemons that run and takes everything away; an error that names whatever a
+    /// daemon, or the lab itself, left behind.
+    pub fn end(self) -> Result<()> {
+        let mut left = Vec::new();
+        for node in self.nodes().iter().filter(|n| n.is_running()) {
+            let status = node.stop_graceful(Duration::from_secs(20))?;
+            if !status.success() {
+                let pnn = node.pnn();
+                left.push(format!(
+                    "node {pnn}: stopped with {status}\n{}",
+                    node.log_tails(20)
+                ));
+            }
+        }
+        for node in self.nodes() {
+            left.extend(node.left_behind()?);
+        }
+        left.extend(self.destroy());
+        if !left.is_empty() {
+            bail!("left behind: {}", left.join("; "));
+        }
+        Ok(())
+    }
+
     /// A node of the plan's role that hosts an address, of the plan's family if one is to move.
     pub fn victim(&self, plan: Plan) -> Result<u32> {
         let asked = self

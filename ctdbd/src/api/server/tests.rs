@@ -185,6 +185,26 @@ async fn requests_reach_the_right_place() {
 }
 
 #[tokio::test]
+async fn a_wrong_method_is_told_the_right_ones() {
+    let room = Room::new();
+    for (socket, head, allow) in [
+        ("api.sock", "POST /v1/status", "allow: GET\r\n"),
+        ("api.sock", "DELETE /v1/log/level", "allow: GET, POST\r\n"),
+        ("api-ro.sock", "POST /v1/log/level", "allow: GET\r\n"),
+    ] {
+        let mut stream = room.connect(socket).await;
+        let text = format!("{head} HTTP/1.1\r\nhost: x\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 405 ") && answer.contains(allow),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn modes_and_stale_sockets() {
     let mut room = Room::new();
     let mode = |name: &str| fs::metadata(room.path(name)).unwrap().mode() & 0o777;

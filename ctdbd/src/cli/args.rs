@@ -1,0 +1,409 @@
+//! The new form of the command line: `ctdb COMPONENT VERB`, and the help that teaches it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const ABOUT: &str = "Runs and watches a cluster of file servers that fail over for each other";
+
+const LONG_ABOUT: &str = "\
+Runs and watches a cluster of file servers that fail over for each other.
+
+Every command talks to the daemon on this node over /run/ctdb/api.sock (or api-ro.sock, for users \
+who may only read); with -n the daemon has another node answer.
+
+The commands of CTDB (`ctdb status`, `ctdb ip`, `ctdb disable`, `ctdb -X nodestatus` ...) are all \
+there with their old output and exit codes; `ctdb -?` lists them.";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   failed; the message says why and what to do
+  2   there is no such node, address or interface
+  3   not possible in this state (no leader, address cannot be hosted there ...)
+  4   not done in time
+  64  wrong arguments
+
+Examples:
+  ctdb status                     the whole cluster, as CTDB prints it
+  ctdb node list                  every node, its state and why
+  ctdb ip list                    every public address and who serves it
+  ctdb ip why 10.0.0.1            why it is where it is
+  ctdb node disable 2             take node 2 out of service, addresses first
+  ctdb cluster history            what failed over, why, how long it took
+  ctdb --json ip list             the same for programs";
+
+/// The whole command line.
+#[derive(Parser, Debug)]
+#[command(
+    name = "ctdb",
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_help = EXIT_CODES,
+    version = super::RELEASE,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub component: Component,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Print JSON: the object of the daemon's HTTP API; errors as {"error": ...}
+    #[arg(short, long, global = true)]
+    pub json: bool,
+    /// The node that is to answer or to act, by its number [default: this one]
+    #[arg(short, long, global = true, value_name = "PNN")]
+    pub node: Option<u32>,
+    /// Seconds that a question may take
+    #[arg(
+        short,
+        long,
+        global = true,
+        alias = "timeout",
+        value_name = "S",
+        default_value_t = 10
+    )]
+    pub timelimit: u64,
+    /// Seconds that the whole command may take; changes wait for their effect as long
+    /// [default: CTDB_TIMEOUT, else 120]
+    #[arg(short = 'T', long, global = true, value_name = "S")]
+    pub maxruntime: Option<u64>,
+}
+
+/// Components.
+#[derive(Subcommand, Debug)]
+pub enum Component {
+    /// The whole state, as CTDB prints it
+    #[command(
+        long_about = "Prints the whole state, as CTDB prints it: nodes with their flags, \
+        generation, location masters, recovery mode, leader.\n\nNever waits for anything, and \
+        exits 0 whatever the state is; `ctdb nodestatus` has the flags in its exit code. `-X` is \
+        for scripts, `--json` for programs."
+    )]
+    Status,
+    /// The cluster as a whole: leader, right to serve, what happened
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// Nodes: show them, take them out of service and back
+    #[command(subcommand)]
+    Node(Node),
+    /// Public addresses: where they are, why, and moving them
+    #[command(subcommand)]
+    Ip(Ip),
+    /// Network interfaces that carry public addresses
+    #[command(subcommand)]
+    Interface(Interface),
+    /// Configuration and cluster key
+    #[command(subcommand)]
+    Config(Config),
+    /// The daemon's log
+    #[command(subcommand)]
+    Log(Log),
+    /// The release
+    Version,
+    /// Prints completions for a shell
+    #[command(after_help = "Example:\n  ctdb completions bash > /etc/bash_completion.d/ctdb")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// `ctdb cluster`
+#[derive(Subcommand, Debug)]
+pub enum Cluster {
+    /// Leader, right to serve, generation, counts of nodes and addresses
+    #[command(
+        long_about = "Shows leader, right to serve, generation, and how many nodes are \
+        healthy and addresses served, as this node sees it.\n\n*Right* is this node's permission \
+        to serve addresses: it lasts for the lease length from the last heartbeat that enough \
+        nodes answered. A node without right is silent."
+    )]
+    Status,
+    /// The leader, and what it knows of every node
+    #[command(
+        long_about = "Asks the leader for its books: for each node whether it has answered \
+        in this term (known), has not yet (unknown), or cannot hold anything (dead). An address \
+        is given away only when no node can hold it any more.\n\nExits 2 if there is no leader."
+    )]
+    Leader,
+    /// What happened, why, and how long each phase took
+    #[command(after_help = "Example:\n  ctdb cluster history --last 20\n  \
+        ctdb --json cluster history | jq '.records[] | select(.kind==\"takeover\")'")]
+    History {
+        /// Only the last N records
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
+    },
+}
+
+/// `ctdb node`
+#[derive(Subcommand, Debug)]
+pub enum Node {
+    /// Every node, its state and why
+    List,
+    /// All that is known of one node
+    Status {
+        /// Its number [default: this node]
+        pnn: Option<u32>,
+    },
+    /// Give the node's addresses away and take no new ones
+    #[command(
+        long_about = "Gives the node's addresses away, in order and without a gap, and takes no \
+            new ones until `ctdb node enable`. Databases stay; clients of other addresses notice \
+            nothing.\n\nReturns when the addresses have moved. Does not outlive a restart of the \
+            daemon; set `[legacy] start as disabled = true` for that.",
+        after_help = "Example, before work on node 2:\n  ctdb node disable 2 --reason 'new disk'\n  \
+            ctdb node status 2\n  ctdb node enable 2"
+    )]
+    Disable(Change),
+    /// Let the node serve again
+    Enable(Target),
+    /// Take the node out of the cluster's work until `start`
+    #[command(
+        long_about = "As disable, and its databases are frozen and leave the cluster: \
+        Samba on the node stops serving. Returns when the addresses have moved."
+    )]
+    Stop(Change),
+    /// Let a stopped node work again
+    Start(Target),
+    /// As `stop`, for a limited time
+    Ban {
+        /// Which node, and why
+        #[command(flatten)]
+        change: Change,
+        /// For how many seconds
+        #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+        time: u32,
+    },
+    /// End a ban
+    Unban(Target),
+    /// End the node's daemon, gracefully
+    #[command(
+        long_about = "Hands the node's addresses over, stops its services and ends its \
+        daemon. For this node the command returns when the daemon has ended."
+    )]
+    Shutdown(Target),
+}
+
+/// Which node.
+#[derive(Args, Debug)]
+pub struct Target {
+    /// The node's number [default: that of --node, else this node]
+    pub pnn: Option<u32>,
+}
+
+/// Which node, and why.
+#[derive(Args, Debug)]
+pub struct Change {
+    /// Which.
+    #[command(flatten)]
+    pub target: Target,
+    /// Shown with the node's state, so that others know why
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `ctdb ip`
+#[derive(Subcommand, Debug)]
+pub enum Ip {
+    /// Every public address and who serves it
+    List,
+    /// All that is known of one address
+    Show {
+        /// The address
+        address: IpAddr,
+    },
+    /// What a takeover run would do now; changes nothing
+    Plan,
+    /// Move an address to another node
+    #[command(
+        long_about = "Moves an address: the old node falls silent, then the new one begins. \
+            Returns when the new node serves it. The next takeover run may move it again; `ctdb \
+            ip plan` shows what it would do.",
+        after_help = "Example:\n  ctdb ip move 10.0.0.1 2"
+    )]
+    Move {
+        /// The address
+        address: IpAddr,
+        /// The node that shall serve it
+        pnn: u32,
+    },
+    /// Distribute all addresses anew
+    #[command(
+        long_about = "Has the leader look at all addresses again and carry out what \
+        follows. Returns when every order is carried out. `ctdb ip plan` shows beforehand what \
+        will move."
+    )]
+    Reallocate,
+    /// Read the public addresses file of a node again
+    #[command(
+        long_about = "Reads /etc/ctdb/public_addresses again on this node (or that of -n): \
+        new addresses are taken into account, those no longer named are given up. A file with \
+        mistakes changes nothing."
+    )]
+    Reload,
+    /// Tell the network where an address is
+    #[command(
+        long_about = "Sends gratuitous ARP or neighbour advertisements for one address, or \
+        for all that the node serves: for switches and routers that did not notice a move."
+    )]
+    Announce {
+        /// The address [default: all that the node serves]
+        address: Option<IpAddr>,
+    },
+    /// Why an address is where it is, and who else could host it
+    Why {
+        /// The address
+        address: IpAddr,
+    },
+}
+
+/// `ctdb interface`
+#[derive(Subcommand, Debug)]
+pub enum Interface {
+    /// Interfaces, their links, and how many addresses each carries
+    List,
+    /// Take an interface's link for up or down
+    #[command(
+        long_about = "Takes an interface's link for down: its addresses move to another \
+        interface or node. `up` ends that; a link without carrier stays down all the same."
+    )]
+    Link {
+        /// The interface
+        name: String,
+        /// Its link
+        link: Link,
+    },
+}
+
+/// What to take a link for.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Link {
+    /// As the kernel says
+    Up,
+    /// Down
+    Down,
+}
+
+/// `ctdb config`
+#[derive(Subcommand, Debug)]
+pub enum Config {
+    /// Check all files under /etc/ctdb
+    #[command(
+        long_about = "Reads all files under /etc/ctdb as the daemon does, and prints what \
+        is wrong: file, line, and what to do. Needs no daemon and changes nothing.\n\nExits 1 if \
+        the daemon would not start; warnings and notes do not count."
+    )]
+    Check,
+    /// Make the cluster key, and copy it to the other nodes
+    #[command(
+        long_about = "Makes the cluster key: 32 random bytes, in a file that only root can read. \
+            Every node needs the same file; who has it is a member of the cluster.\n\nWith \
+            --distribute the key is copied by ssh to every other node of the nodes list, on ssh's \
+            standard input; a key that this node already has is copied, not replaced. A node that \
+            has another key keeps it, unless --force is given.",
+        after_help = "Example, on one node of a new cluster:\n  ctdb config keygen --distribute"
+    )]
+    Keygen {
+        /// Copy the key to the other nodes by ssh
+        #[arg(long)]
+        distribute: bool,
+        /// Replace a key that exists: nodes that keep the old one are locked out
+        #[arg(long)]
+        force: bool,
+        /// The key file [default: that of `[security] key file`]
+        #[arg(long, value_name = "PATH")]
+        file: Option<PathBuf>,
+    },
+    /// Print the configuration with all defaults
+    Dump {
+        /// What the daemon runs with, instead of what the files say now
+        #[arg(long)]
+        running: bool,
+    },
+}
+
+/// `ctdb log`
+#[derive(Subcommand, Debug)]
+pub enum Log {
+    /// Show or set the daemon's log level
+    #[command(after_help = "Example:\n  ctdb log level\n  ctdb -n 1 log level DEBUG")]
+    Level {
+        /// ERROR, WARNING, NOTICE, INFO or DEBUG
+        level: Option<String>,
+    },
+}
+
+/// Words that begin a command of the new form. `ip`, `status` and `version` are old commands too.
+pub const COMPONENTS: [&str; 8] = [
+    "cluster",
+    "node",
+    "ip",
+    "interface",
+    "config",
+    "log",
+    "completions",
+    "help",
+];
+
+/// Each component with its verbs, for the usage text.
+pub fn components() -> Vec<(String, String)> {
+    let command = Cli::command();
+    let components = command
+        .get_subcommands()
+        .filter(|component| component.has_subcommands());
+    components
+        .map(|component| {
+            let verbs: Vec<&str> = component
+                .get_subcommands()
+                .map(clap::Command::get_name)
+                .collect();
+            (component.get_name().to_owned(), verbs.join(" | "))
+        })
+        .collect()
+}
+
+/// A completion script.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ctdb", &mut script);
+    script
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+        for (name, verbs) in components() {
+            assert!(COMPONENTS.contains(&name.as_str()), "{name}");
+            assert!(!verbs.is_empty());
+        }
+        for shell in Shell::value_variants() {
+            assert!(!completions(*shell).is_empty());
+        }
+    }
+
+    #[test]
+    fn help_of_every_verb_says_something() {
+        for component in Cli::command().get_subcommands() {
+            assert!(component.get_about().is_some(), "{}", component.get_name());
+            for verb in component.get_subcommands() {
+                assert!(verb.get_about().is_some(), "{}", verb.get_name());
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The old commands that exist here, and their usage texts (`spec/cli.md` 6.1, 6.2).
+
+use std::fmt::Write as _;
+
+use super::{Run, commands};
+
+/// Where a command may be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// It needs no daemon and takes no `-n`.
+    WithoutDaemon,
+    /// It takes `-n`.
+    AnyNode,
+    /// It takes no other node than the local one.
+    LocalOnly,
+}
+
+/// One old command.
+pub struct Command {
+    /// Its word.
+    pub name: &'static str,
+    /// Its arguments, as the usage shows them.
+    pub args: &'static str,
+    /// What it does, as the usage says.
+    pub about: &'static str,
+    /// Where it may be sent.
+    pub class: Class,
+    /// Whether it prints JSON.
+    pub json: bool,
+    /// What it does.
+    pub run: Run,
+}
+
+const fn any(name: &'static str, args: &'static str, about: &'static str, run: Run) -> Command {
+    Command {
+        name,
+        args,
+        about,
+        class: Class::AnyNode,
+        json: false,
+        run,
+    }
+}
+
+const fn local(name: &'static str, args: &'static str, about: &'static str, run: Run) -> Command {
+    Command {
+        class: Class::LocalOnly,
+        ..any(name, args, about, run)
+    }
+}
+
+/// Every old command that exists here, in the order of the old tool's usage.
+pub const COMMANDS: &[Command] = &[
+    Command {
+        class: Class::WithoutDaemon,
+        json: true,
+        ..any("version", "", "show version of ctdb", commands::version)
+    },
+    Command {
+        json: true,
+        ..any("status", "", "show node status", commands::status)
+    },
+    any("uptime", "", "show node uptime", commands::uptime),
+    any("ping", "", "ping a node", commands::ping),
+    any(
+        "runstate",
+        "[setup|first_recovery|startup|running]",
+        "get/check runstate of a node",
+        commands::run_state,
+    ),
+    any(
+        "getvar",
+        "<name>",
+        "get a tunable variable",
+        commands::get_variable,
+    ),
+    any(
+        "listvars",
+        "",
+        "list tunable variables",
+        commands::list_variables,
+    ),
+    any("ip", "[all]", "show public ips", commands::ip),
+    any(
+        "ipinfo",
+        "<ip>",
+        "show public ip details",
+        commands::ip_info,
+    ),
+    any("ifaces", "", "show interfaces", commands::interfaces),
+    any(
+        "setifacelink",
+        "<iface> up|down",
+        "set interface link status",
+        commands::set_interface_link,
+    ),
+    any(
+        "getcapabilities",
+        "",
+        "show node capabilities",
+        commands::capabilities,
+    ),
+    local("pnn", "", "show the pnn of the current node", commands::pnn),
+    any(
+        "setdebug",
+        "ERROR|WARNING|NOTICE|INFO|DEBUG",
+        "set debug level",
+        commands::set_debug,
+    ),
+    any("getdebug", "", "get debug level", commands::get_debug),
+    any("getpid", "", "get ctdbd process ID", commands::pid),
+    any("disable", "", "disable a node", commands::disable),
+    any("enable", "", "enable a node", commands::enable),
+    any("stop", "", "stop a node", commands::stop),
+    any("continue", "", "continue a stopped node", commands::start),
+    any("ban", "<bantime>", "ban a node", commands::ban),
+    any("unban", "", "unban a node", commands::unban),
+    any("shutdown", "", "shutdown ctdb daemon", commands::shutdown),
+    any(
+        "sync",
+        "",
+        "run ip reallocation (deprecated)",
+        commands::reallocate,
+    ),
+    any(
+        "ipreallocate",
+        "",
+        "run ip reallocation",
+        commands::reallocate,
+    ),
+    any(
+        "gratarp",
+        "<ip> <interface>",
+        "send a gratuitous arp",
+        commands::announce,
+    ),
+    Command {
+        class: Class::WithoutDaemon,
+        ..any(
+            "listnodes",
+            "",
+            "list nodes in the cluster",
+            commands::list_nodes,
+        )
+    },
+    local(
+        "moveip",
+        "<ip> <node>",
+        "move an ip address to another node",
+        commands::move_ip,
+    ),
+    any("leader", "", "show the pnn of the leader", commands::leader),
+    any(
+        "getreclock",
+        "",
+        "get recovery lock file",
+        commands::cluster_lock,
+    ),
+    any(
+        "setlmasterrole",
+        "on|off",
+        "set LMASTER role",
+        commands::set_lmaster_role,
+    ),
+    any(
+        "setleaderrole",
+        "on|off",
+        "set LEADER role",
+        commands::set_leader_role,
+    ),
+    any(
+        "nodestatus",
+        "[all|<pnn-list>]",
+        "show and return node status",
+        commands::node_status,
+    ),
+    local(
+        "reloadips",
+        "[all|<pnn-list>]",
+        "reload the public addresses file",
+        commands::reload,
+    ),
+];
+
+/// The command of that name.
+pub fn find(name: &str) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.name == name)
+}
+
+fn line(command: &Command) -> String {
+    format!(
+        "  {:<15} {:<27}  {}\n",
+        command.name, command.args, command.about
+    )
+}
+
+/// What a wrong number of arguments prints.
+pub fn usage_of(command: &Command) -> String {
+    format!(
+        "Usage: [-?YXjv] [-?|--help] [--usage] [-d|--debug=STRING]\n\
+         \x20       [-t|--timelimit=INT] [-n|--node=INT] [-Y] [-x|--separator=CHAR]\n\
+         \x20       [-X] [-j|--json] [-v|--verbose] [-T|--maxruntime=INT]\n\n\
+         Commands:\n{}",
+        line(command)
+    )
+}
+
+/// What the tool prints without a command.
+pub fn usage() -> String {
+    let mut text = "\
+Usage: [OPTION...]
+  -d, --debug=STRING       debug level
+  -t, --timelimit=INT      timelimit (in seconds)
+  -n, --node=INT           node specification - integer
+  -Y                       enable machine readable output
+  -x, --separator=CHAR     specify separator for machine readable output
+  -X                       enable machine parsable output with separator |
+  -j, --json               enable JSON output
+  -v, --verbose            enable verbose output
+  -T, --maxruntime=INT     die if runtime exceeds this limit (in seconds)
+
+Help options:
+  -?, --help               Show this help message
+      --usage              Display brief usage message
+
+Components (`ctdb COMPONENT --help` says more):
+"
+    .to_owned();
+    for (name, verbs) in super::super::args::components() {
+        _ = writeln!(text, "  {name:<15} {verbs}");
+    }
+    text.push_str("\nCommands:\n");
+    text.extend(COMMANDS.iter().map(line));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_of_one_command_is_that_of_the_old_tool() {
+        let text = usage_of(find("ipinfo").unwrap());
+        let last = text.lines().last().unwrap();
+        assert_eq!(
+            last,
+            "  ipinfo          <ip>                         show public ip details"
+        );
+        let long = usage_of(find("setdebug").unwrap());
+        assert!(long.ends_with(
+            "\nCommands:\n  setdebug        ERROR|WARNING|NOTICE|INFO|DEBUG  set debug level\n"
+        ));
+    }
+}
