@@ -122,8 +122,9 @@ impl Sockets {
     }
 
     /// Destroys the sockets of these connections; how many were there to be destroyed. One that
-    /// has ended meanwhile is no error. The client gets a reset, unless its address is gone or
-    /// traffic is dropped already (`spec/kernel.md` 3).
+    /// has ended meanwhile is no error. The client gets a reset, unless what comes from its
+    /// server's address is dropped already (by the lease or the firewall). That the address is
+    /// gone keeps IPv4 resets in, but not IPv6 ones.
     pub fn destroy(&mut self, connections: &[Connection]) -> Result<usize, Error> {
         let doing = "destroy TCP connections";
         let mut destroyed = 0;

@@ -11,6 +11,7 @@ use netlink_packet_route::address::{
 use netlink_packet_route::link::{AfSpecUnspec, LinkAttribute, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use crate::link;
 use crate::netlink::{Netlink, Refusal};
 use crate::{Error, IfIndex};
 
@@ -54,8 +55,8 @@ impl Addresses {
     /// Takes each address off its interface; one that is not there, or whose interface is gone,
     /// is no error. Other addresses stay: before the first IPv4 address goes, its interface is
     /// told to promote secondary addresses (what `net.ipv4.conf.IFACE.promote_secondaries` is),
-    /// since the kernel would else delete a primary's secondaries with it. Results as for
-    /// [`Self::add`].
+    /// since the kernel would else delete a primary's secondaries with it. Primaries go last, as
+    /// each promotion costs the kernel time for every secondary. Results as for [`Self::add`].
     pub fn remove(&mut self, batch: &[(IfIndex, IpNet)]) -> Vec<Result<(), Error>> {
         let interfaces: BTreeSet<IfIndex> = batch
             .iter()
@@ -77,41 +78,72 @@ impl Addresses {
             .filter_map(|(index, verdict)| Some((index, verdict.err()?)))
             .filter(|(_, refusal)| !gone(refusal.errno))
             .collect();
-        let requests = batch
+        let mut order: Vec<usize> = (0..batch.len())
+            .filter(|at| refused(&unsafe_interfaces, batch[*at].0, batch[*at].1.addr()).is_none())
+            .collect();
+        if order.len() > 1 {
+            let primaries = self.primaries();
+            order.sort_by_key(|at| primaries.contains(&batch[*at]));
+        }
+        let requests = order
             .iter()
-            .filter(|(index, net)| refused(&unsafe_interfaces, *index, net.addr()).is_none())
-            .map(|(index, net)| {
+            .map(|at| {
+                let (index, net) = batch[*at];
                 (
-                    RouteNetlinkMessage::DelAddress(message(*index, *net, false)),
+                    RouteNetlinkMessage::DelAddress(message(index, net, false)),
                     0,
                 )
             })
             .collect();
-        let mut verdicts = match self.netlink.requests(requests) {
-            Ok(verdicts) => verdicts.into_iter(),
+        let verdicts = match self.netlink.requests(requests) {
+            Ok(verdicts) => verdicts,
             Err(error) => return results("remove address", batch, Err(error), |_| false),
         };
-        batch
+        let mut results: Vec<Result<(), Error>> = batch
             .iter()
-            .map(|(index, net)| {
-                if let Some(refusal) = refused(&unsafe_interfaces, *index, net.addr()) {
-                    let doing = format!(
-                        "set promote_secondaries on interface {index} before removing {net}"
-                    );
-                    return Err(Error::kernel_detail(
-                        doing,
-                        refusal.io(),
-                        refusal.detail.clone(),
-                    ));
-                }
-                match verdicts.next() {
-                    Some(Err(refusal)) if !gone(refusal.errno) => {
-                        Err(refusal_error("remove address", *index, *net, &refusal))
+            .map(
+                |(index, net)| match refused(&unsafe_interfaces, *index, net.addr()) {
+                    Some(refusal) => {
+                        let doing = format!(
+                            "set promote_secondaries on interface {index} before removing {net}"
+                        );
+                        Err(Error::kernel_detail(
+                            doing,
+                            refusal.io(),
+                            refusal.detail.clone(),
+                        ))
                     }
-                    _ => Ok(()),
-                }
-            })
-            .collect()
+                    None => Ok(()),
+                },
+            )
+            .collect();
+        for (at, verdict) in order.into_iter().zip(verdicts) {
+            let (index, net) = batch[at];
+            if let Err(refusal) = verdict
+                && !gone(refusal.errno)
+            {
+                results[at] = Err(refusal_error("remove address", index, net, &refusal));
+            }
+        }
+        results
+    }
+
+    /// The IPv4 addresses that carry secondaries, or would. Empty if they cannot be read: that
+    /// costs time only.
+    fn primaries(&mut self) -> BTreeSet<(IfIndex, IpNet)> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let request = RouteNetlinkMessage::GetAddress(request);
+        let found = self.netlink.dump(&request, |found, raw| {
+            // `ifa_flags` of the header; what is wanted is in its eight bits.
+            let secondary = raw.body.get(2).is_some_and(|flags| {
+                AddressHeaderFlags::from_bits_retain(*flags).contains(AddressHeaderFlags::Secondary)
+            });
+            if !secondary {
+                found.extend(link::parse_address(raw));
+            }
+        });
+        found.unwrap_or_default().into_iter().collect()
     }
 }
 

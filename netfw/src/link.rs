@@ -113,7 +113,7 @@ fn parse_link(raw: Raw<'_>) -> Option<Link> {
     Some(link)
 }
 
-fn parse_address(raw: Raw<'_>) -> Option<(IfIndex, IpNet)> {
+pub(crate) fn parse_address(raw: Raw<'_>) -> Option<(IfIndex, IpNet)> {
     if raw.kind != libc::RTM_NEWADDR {
         return None;
     }
@@ -214,5 +214,38 @@ fn noticed(received: io::Result<()>) -> Result<(), Error> {
             ))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_notifications_are_news() {
+        let result = |errno| noticed(Err(io::Error::from_raw_os_error(errno)));
+        assert!(result(libc::ENOBUFS).is_ok());
+        assert!(result(libc::EBADF).is_err());
+    }
+
+    #[test]
+    fn short_messages_are_skipped() {
+        let mut body = vec![0; IFINFOMSG_BYTES];
+        body.extend([3, 0, 1, 0]);
+        for kind in [libc::RTM_NEWLINK, libc::RTM_NEWADDR] {
+            for length in 0..body.len() {
+                let raw = Raw {
+                    kind,
+                    flags: 0,
+                    seq: 0,
+                    body: &body[..length],
+                };
+                assert_eq!(
+                    parse_link(raw).is_some(),
+                    kind == libc::RTM_NEWLINK && length >= 16
+                );
+                assert_eq!(parse_address(raw), None);
+            }
+        }
     }
 }

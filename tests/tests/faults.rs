@@ -103,15 +103,26 @@ fn a_public_link_that_goes_down_and_up() {
     lab.end().unwrap();
 }
 
+/// The file is wrong then, and a wrong file never half-starts a daemon (spec/cluster.md 1.3): it
+/// says what is missing, and the others serve.
 #[test]
 fn an_interface_that_is_missing_at_start() {
     let lab = build();
-    lab.node(1).delete_interface("pub0").unwrap();
+    let node = lab.node(1);
+    node.delete_interface("pub0").unwrap();
     lab.start_service(Service::Plain).unwrap();
     lab.start_daemons().unwrap();
+    let status = node.wait_daemon_exit(LONG).unwrap();
+    assert_eq!(status.code(), Some(1));
+    let said = node.log_tails(20);
+    assert!(
+        said.contains("public_addresses:1:") && said.contains("pub0"),
+        "{said}"
+    );
     wait_without(&lab, 0, 1);
     wait_answered(&lab);
-    lab.node(1).create_interface("pub0").unwrap();
+    node.create_interface("pub0").unwrap();
+    node.start_daemon().unwrap();
     lab.wait_all_healthy(LONG).unwrap();
     lab.wait("node 1 to host its share", LONG, || {
         !of(&lab, 0, 1).is_empty()

@@ -246,8 +246,8 @@ fn run_program(
     }
 }
 
-/// The library and the program of a package may bear one name: none of two tests is lost, and the
-/// worse verdict stands for the table.
+/// Targets of two packages may bear one name: none of two tests is lost, and the worse verdict
+/// stands under the plain name, which is the table's.
 fn record(tally: &mut Tally, name: &str, verdict: Verdict) {
     let mut unique = name.to_owned();
     let mut copy = 1;
@@ -255,7 +255,13 @@ fn record(tally: &mut Tally, name: &str, verdict: Verdict) {
         copy += 1;
         unique = format!("{name}#{copy}");
     }
-    tally.tests.insert(unique, verdict);
+    let first = tally.tests.get(name).copied();
+    if first == Some(Verdict::Passed) && verdict != Verdict::Passed {
+        tally.tests.insert(name.to_owned(), verdict);
+        tally.tests.insert(unique, Verdict::Passed);
+    } else {
+        tally.tests.insert(unique, verdict);
+    }
 }
 
 /// Examples in the documentation.
@@ -367,6 +373,7 @@ mod tests {
         record(&mut tally, "a::b", Verdict::Passed);
         record(&mut tally, "a::b", Verdict::Failed);
         assert_eq!(tally.last_line(), "1 passed, 1 failed");
+        assert_eq!(tally.tests["a::b"], Verdict::Failed);
         tally.troubles.push("build".into());
         record(&mut tally, "c", Verdict::Skipped);
         assert_eq!(tally.last_line(), "1 passed, 2 failed, 1 skipped");

@@ -127,10 +127,25 @@ pub enum Input<'a> {
     },
     /// The main loop is alive (MEM-4).
     Progress,
+    /// What the main loop knows and the detector does not; to be told whenever it has changed.
+    Books(Books),
     /// Whether this node may lead; the main loop has stopped acting before it says no (R9).
     Eligible(bool),
     /// The node leaves: its right ends now and is not renewed, it neither stands nor leads.
     Leave,
+}
+
+/// What only frames tell, so what the main loop knows first.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Books {
+    /// As leader: nodes that cannot be accounted for although they are heard, since they do not
+    /// talk over their link. They are evicted as if they were silent (R14, R18).
+    pub unaccounted: NodeSet,
+    /// The newest term in any frame: whoever leads must be above it, or its orders are refused
+    /// (R15). Detectors forget terms when they start; holders elsewhere do not.
+    pub newest: Option<Term>,
+    /// The main loop has stopped acting in this term and all before (R9).
+    pub renounced: Option<Term>,
 }
 
 /// What the detector wants done. Methods are called in order, from within [`Authority::handle`].
@@ -153,6 +168,8 @@ pub(crate) struct Peer {
     pub epoch_learned_at: BootTime,
     /// Last authentic datagram; zero if none in this life.
     pub heard_at: BootTime,
+    /// Last answer to a heartbeat or vote request of mine: it hears me, and I hear it.
+    pub replied_at: BootTime,
     /// Newest heartbeat of the peer that was processed; older ones come late.
     pub last_sent_at: u64,
     /// When this witness last answered the peer, and which incarnation (R4).
@@ -174,6 +191,8 @@ pub(crate) struct Peer {
     pub evicted_since: Option<BootTime>,
     /// Sending time of the heartbeat whose answers prove that it has lapsed (R12).
     pub evidence: Option<BootTime>,
+    /// The epoch that was known then; it and all before it are over.
+    pub evidence_epoch: Epoch,
 }
 
 /// The answer of a witness to one leader heartbeat (R11, R12).
@@ -192,6 +211,7 @@ impl Peer {
         has_right: false,
         epoch_learned_at: BootTime::ZERO,
         heard_at: BootTime::ZERO,
+        replied_at: BootTime::ZERO,
         last_sent_at: 0,
         answered_at: BootTime::ZERO,
         answered_incarnation: Incarnation::NONE,
@@ -203,6 +223,7 @@ impl Peer {
         report: None,
         evicted_since: None,
         evidence: None,
+        evidence_epoch: Epoch { incarnation: Incarnation::NONE, number: 0 },
     };
 }
 
@@ -221,8 +242,12 @@ pub struct Authority {
     pub(crate) peers: Box<[Peer]>,
     pub(crate) right: Right,
     pub(crate) epoch: u32,
-    /// Newest term heard from its leader or promised to; older ones are refused.
+    /// Newest term heard from its leader; older ones are refused.
     pub(crate) newest: Option<Term>,
+    /// Newest term voted for or promised to, so that terms that are acted in only rise; and
+    /// what it was before the last vote, in case nobody acted in that one.
+    pub(crate) voted: Option<Term>,
+    pub(crate) voted_before: Option<Term>,
     /// Highest term number seen anywhere, so that the next candidacy is above it.
     pub(crate) highest_number: u64,
     pub(crate) promise: Option<Promise>,
@@ -233,6 +258,8 @@ pub struct Authority {
     pub(crate) role: Role,
     pub(crate) eligible: bool,
     pub(crate) leaving: bool,
+    /// What the main loop said last.
+    pub(crate) books: Books,
     /// When the leader of `newest` was last heard.
     pub(crate) leader_heard_at: BootTime,
     pub(crate) stand_at: BootTime,
@@ -262,6 +289,8 @@ pub struct Status {
     pub leader: Option<Term>,
     /// The term that this node leads, and until when it may act without further answers.
     pub acting: Option<(Term, BootTime)>,
+    /// As leader: a voter has voted for a newer term, so only a newer one wins it back.
+    pub outdated: bool,
     /// This node gives no promise yet (R10).
     pub abstaining: bool,
     /// Ticks that came more than two intervals late.
@@ -283,6 +312,10 @@ pub struct PeerStatus {
     pub evicted: bool,
     /// As leader: it had no right at the time of the answers to the heartbeat sent then.
     pub evidence: Option<BootTime>,
+    /// The newest epoch that was known of it then (R13).
+    pub evidence_epoch: Epoch,
+    /// Newest epoch that it has shown in its incarnation; all before are over and silent (R6).
+    pub epoch: u32,
     /// It says that it holds a right.
     pub has_right: bool,
 }
@@ -302,9 +335,12 @@ impl Authority {
             started_at: now,
             // Allocated once, at start; the detector allocates nothing later.
             peers: vec![Peer::NEW; MAX_NODES].into_boxed_slice(),
-            right: Right::Waiting,
+            // R3: until then this life has no epoch, and says nothing.
+            right: Right::Lapsed { resume_at: now + timing.settle() },
             epoch: 0,
             newest: None,
+            voted: None,
+            voted_before: None,
             highest_number: 0,
             promise: None,
             abstain_until,
@@ -312,6 +348,7 @@ impl Authority {
             role: Role::Follower,
             eligible: false,
             leaving: false,
+            books: Books::default(),
             leader_heard_at: BootTime::ZERO,
             stand_at: now,
             next_heartbeat: now + timing.settle(),
@@ -332,6 +369,7 @@ impl Authority {
             Input::Datagram { from, message } => self.datagram(now, from, message, sink),
             Input::Session { pnn, incarnation } => self.session(now, pnn, incarnation),
             Input::Progress => self.progress_at = now,
+            Input::Books(books) => self.books(now, books, sink),
             Input::Eligible(eligible) => {
                 if self.eligible && !eligible {
                     self.resign(now, sink);
@@ -349,7 +387,9 @@ impl Authority {
     /// When [`Input::Tick`] is due next.
     pub fn next_wakeup(&self) -> BootTime {
         let mut next = self.next_heartbeat;
-        if let Some(until) = self.right.next_change() {
+        if let Some(until) = self.right.next_change()
+            && !self.leaving
+        {
             next = next.min(until);
         }
         next = next.min(self.election_wakeup());
@@ -385,7 +425,9 @@ impl Authority {
             // R3: nothing is sent, so nothing that wants an answer is taken.
             return;
         }
-        self.peers[from.index()].heard_at = now;
+        if !matches!(message, Message::Gone { .. }) {
+            self.peers[from.index()].heard_at = now;
+        }
         match *message {
             Message::Heartbeat {
                 sent_at,
@@ -394,7 +436,9 @@ impl Authority {
                 leader,
                 evict,
             } => {
-                self.learn_epoch(now, from, epoch, has_right);
+                if sent_at >= self.peers[from.index()].last_sent_at {
+                    self.learn_epoch(now, from, epoch, has_right);
+                }
                 self.witness(now, from, sent_at, leader, evict, sink);
             }
             Message::Answer {
@@ -405,7 +449,8 @@ impl Authority {
                 stopped,
                 ages,
             } => {
-                let has_right = self.peers[from.index()].has_right;
+                let peer = &self.peers[from.index()];
+                let has_right = peer.has_right && peer.epoch == epoch;
                 self.learn_epoch(now, from, epoch, has_right);
                 self.answer(
                     now,
@@ -438,8 +483,8 @@ impl Authority {
                     sink,
                 );
             }
-            Message::Withdraw { term } => self.withdrawn(now, from, term),
-            Message::Gone { incarnation } => self.gone(now, from, incarnation),
+            Message::Withdraw { term, acted } => self.withdrawn(now, from, term, acted),
+            Message::Gone { incarnation } => self.gone(now, incarnation, sink),
         }
     }
 
@@ -458,6 +503,7 @@ impl Authority {
             return; // Never sent by this life.
         }
         let peer = &mut self.peers[from.index()];
+        peer.replied_at = now;
         peer.virgin |= virgin;
         if now.since(self.progress_at) > PROGRESS_LIMIT {
             return; // MEM-4: a hung main loop renews nothing, neither right nor leadership.
@@ -498,11 +544,14 @@ impl Authority {
 
     fn learn_epoch(&mut self, now: BootTime, from: Pnn, epoch: u32, has_right: bool) {
         let peer = &mut self.peers[from.index()];
+        if epoch < peer.epoch {
+            return; // Came late.
+        }
         if epoch > peer.epoch {
             peer.epoch = epoch;
             peer.epoch_learned_at = now;
         }
-        peer.has_right = has_right && epoch == peer.epoch;
+        peer.has_right = has_right;
     }
 
     fn send_heartbeats(&mut self, now: BootTime, sink: &mut impl Sink) {
@@ -595,6 +644,8 @@ impl Authority {
                     && now.since(peer.heard_at) > self.config.timing.interval * 3,
                 evicted: peer.evicted_since.is_some(),
                 evidence: peer.evidence,
+                evidence_epoch: peer.evidence_epoch,
+                epoch: peer.epoch,
                 has_right: peer.has_right,
             };
         }
@@ -608,6 +659,7 @@ impl Authority {
             right_until: self.right.until().filter(|until| *until > now),
             leader: self.known_leader(now),
             acting: self.acting(now),
+            outdated: self.is_fenced_off(now),
             abstaining: self.abstaining(now),
             late_ticks: self.late_ticks,
             peers,

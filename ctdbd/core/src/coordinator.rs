@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, NodeFlags, NodeSet, Pnn, RunState};
+use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, NodeFlags, NodeSet, Pnn, RunState, Term};
 use ctdb_wire::peer::{HolderState, NodeInfo, PeerFrame, Placement};
 
 use crate::allocation::Policy;
-use crate::authority::Status;
+use crate::authority::{Books, Status};
 use crate::holder::{Holder, Work};
 use crate::leader::{Leader, Situation};
 use crate::planted::Planted;
@@ -113,6 +113,10 @@ pub struct Coordinator {
     peers: Vec<PeerView>,
     holder: Holder,
     leader: Option<Leader>,
+    /// The newest term that was given up by the main loop; it is not acted in again (R9).
+    renounced: Option<Term>,
+    /// The newest term in any STATE.
+    newest: Option<Term>,
     policy: Policy,
     placement: Option<Placement>,
     /// Flags as shown last, to notice changes.
@@ -130,6 +134,8 @@ impl Coordinator {
             status: None,
             peers: vec![PeerView::default(); MAX_NODES],
             leader: None,
+            renounced: None,
+            newest: None,
             policy: Policy::default(),
             placement: None,
             shown_flags: vec![NodeFlags::DISCONNECTED; MAX_NODES],
@@ -159,7 +165,7 @@ impl Coordinator {
                 }
                 let tell = self.holder.status(&status);
                 self.status = Some(status);
-                self.follow_role(&mut out);
+                self.follow_role(now, &mut out);
                 if tell {
                     self.send_state(now, &mut out);
                 }
@@ -184,7 +190,7 @@ impl Coordinator {
             }
             Input::LinkDown(pnn) => self.peers[pnn.index()].linked = false,
             Input::Frame(pnn, frame) => self.frame(now, pnn, frame, &mut out),
-            Input::Info(info) => self.set_info(info, &mut out),
+            Input::Info(info) => self.set_info(now, info, &mut out),
             Input::Taken { epoch, results } => {
                 let mut work = Vec::new();
                 self.holder.taken(epoch, &results, &mut work);
@@ -224,15 +230,26 @@ impl Coordinator {
     }
 
     /// Enters or leaves the leader's role as the detector says.
-    fn follow_role(&mut self, out: &mut Vec<Effect>) {
+    fn follow_role(&mut self, now: BootTime, out: &mut Vec<Effect>) {
         let Some(status) = &self.status else { return };
         // R9: a node that shall not lead any more stops acting before its detector resigns.
-        let acting = status.acting.filter(|_| self.may_lead());
+        let acting = status.acting.map(|(term, _)| term);
+        if !self.may_lead() || status.outdated {
+            self.renounced = self.renounced.max(acting);
+        }
+        let acting = acting.filter(|term| self.renounced.is_none_or(|old| old < *term));
         match (acting, &self.leader) {
-            (Some((term, _)), Some(leader)) if leader.term() == term => {}
-            (Some((term, _)), _) => {
+            (Some(term), Some(leader)) if leader.term() == term => {}
+            (Some(term), _) => {
                 let hosts = self.config.voters;
-                self.leader = Some(Leader::new(term, hosts, self.config.planted));
+                let mut leader = Leader::new(term, hosts, self.config.planted);
+                // Some heard of the term before this main loop did.
+                for pnn in hosts.iter() {
+                    if let Some(state) = &self.peers[pnn.index()].state {
+                        leader.state(now, pnn, state);
+                    }
+                }
+                self.leader = Some(leader);
                 // Let all know where to send STATE without waiting for a heartbeat.
                 for pnn in self.linked().iter() {
                     out.push(Effect::Send(pnn, PeerFrame::Ping));
@@ -243,8 +260,9 @@ impl Coordinator {
         }
     }
 
-    /// Whether this node may act as leader: active, and with the capability.
-    fn may_lead(&self) -> bool {
+    /// Whether this node may act as leader: active, and with the capability. The shell tells the
+    /// detector so after the coordinator has been told, never before (R9).
+    pub fn may_lead(&self) -> bool {
         self.info.capabilities.leader && !self.info.flags.is_inactive()
     }
 
@@ -294,15 +312,19 @@ impl Coordinator {
     }
 
     fn take_state(&mut self, now: BootTime, from: Pnn, state: HolderState) {
+        self.newest = self.newest.max(state.term);
         if let Some(leader) = &mut self.leader {
             leader.state(now, from, &state);
+            if state.term.is_some_and(|term| leader.term() < term) {
+                self.renounce(); // It would refuse every order of this term (R15).
+            }
         }
         self.peers[from.index()].state = Some(state);
     }
 
     /// STATE goes to the leader of the newest term; to oneself without a wire.
     fn send_state(&mut self, now: BootTime, out: &mut Vec<Effect>) {
-        let Some(term) = self.holder.term() else {
+        let Some(term) = self.holder.term().filter(|_| self.holder.speaks()) else {
             return;
         };
         let state = self.holder.state();
@@ -313,27 +335,46 @@ impl Coordinator {
         }
     }
 
-    fn set_info(&mut self, mut info: NodeInfo, out: &mut Vec<Effect>) {
+    fn set_info(&mut self, now: BootTime, mut info: NodeInfo, out: &mut Vec<Effect>) {
         info.version = self.info.version;
         if info == self.info {
             return;
         }
         info.version += 1;
         self.info = info;
-        self.follow_role(out);
+        self.follow_role(now, out);
         for pnn in self.linked().iter() {
             out.push(Effect::Send(pnn, PeerFrame::Info(self.info.clone())));
         }
     }
 
+    /// The term that the main loop may act in at `now` (R7).
+    pub fn acting(&self, now: BootTime) -> Option<Term> {
+        let (term, until) = self.status.as_ref()?.acting?;
+        let given_up = self.renounced.is_some_and(|old| term <= old);
+        (now < until && !given_up).then_some(term)
+    }
+
+    /// What the detector is to be told, whenever it has changed after a step.
+    pub fn books(&self, now: BootTime) -> Books {
+        let unaccounted = match &self.leader {
+            Some(leader) if self.acting(now).is_some() => leader.unaccounted(now),
+            _ => NodeSet::EMPTY,
+        };
+        let newest = self.newest.max(self.holder.term());
+        Books { unaccounted, newest, renounced: self.renounced }
+    }
+
+    /// Stops acting before the detector is told (R9).
+    fn renounce(&mut self) {
+        if let Some(leader) = self.leader.take() {
+            self.renounced = self.renounced.max(Some(leader.term()));
+        }
+    }
+
     /// The leader's step, only while it acts by this clock (R7).
     fn drive(&mut self, now: BootTime, out: &mut Vec<Effect>) {
-        let acting = self
-            .status
-            .as_ref()
-            .and_then(|status| status.acting)
-            .filter(|(_, until)| now < *until);
-        let Some((term, _)) = acting else { return };
+        let Some(term) = self.acting(now) else { return };
         // Orders to oneself are obeyed on the spot and can change what is to be sent; two rounds
         // reach a fixed point (order, STATE that echoes it), the bound guards against a bug.
         for _ in 0..4 {
@@ -342,9 +383,13 @@ impl Coordinator {
                 return;
             };
             if let Some(status) = &self.status {
-                leader.evidence(status);
+                leader.evidence(now, status);
             }
             let orders = leader.drive(now, &situation);
+            if leader.lonely(now) {
+                self.renounce();
+                return;
+            }
             if let Some(placement) = leader.placement(&situation) {
                 self.placement = Some(placement.clone());
                 for pnn in self.linked().iter() {

@@ -62,6 +62,9 @@ pub struct Holder {
     /// On an interface, but granted only in a slot that is dead.
     dormant: BTreeSet<IpAddr>,
     failed: BTreeMap<IpAddr, String>,
+    /// Releases that were asked for and have not reached silence yet. After a change of epoch
+    /// an older one can still be under way when the next begins.
+    releasing: BTreeMap<IpAddr, u32>,
     planted: Planted,
 }
 
@@ -123,6 +126,9 @@ impl Holder {
 
     /// R15. Returns whether to answer with STATE.
     pub fn order(&mut self, order: &Assign, work: &mut Vec<Work>) -> bool {
+        if self.epoch.number == 0 {
+            return false; // R3: silent, this life has no epoch yet.
+        }
         if self.term.is_some_and(|term| order.term < term) && !self.planted.has(Bug::NoTermFence) {
             return false;
         }
@@ -152,6 +158,7 @@ impl Holder {
             .collect();
         for address in &release {
             self.holds.insert(*address, Hold::Releasing);
+            *self.releasing.entry(*address).or_default() += 1;
         }
         let take: Vec<IpAddr> = self
             .desired
@@ -219,11 +226,23 @@ impl Holder {
     /// The shell silenced these and waited as R16 wants.
     pub fn released(&mut self, addresses: &[IpAddr], work: &mut Vec<Work>) {
         for address in addresses {
+            if let Some(count) = self.releasing.get_mut(address) {
+                *count -= 1;
+                if *count > 0 {
+                    continue; // Of an epoch that is over; the newer one still runs.
+                }
+                self.releasing.remove(address);
+            }
             if self.holds.get(address) == Some(&Hold::Releasing) {
                 self.holds.remove(address);
             }
         }
         self.reconcile(work);
+    }
+
+    /// Whether this life may speak already (R3).
+    pub fn speaks(&self) -> bool {
+        self.epoch.number > 0
     }
 
     /// STATE (R16) for the leader of the newest term.

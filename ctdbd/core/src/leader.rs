@@ -15,6 +15,11 @@ use crate::planted::{Bug, Planted};
 const REPEAT: Duration = Duration::from_millis(200);
 /// A node that could not take an address is not asked again for this long.
 const RETRY_FAILED: Duration = Duration::from_secs(5);
+/// A node whose right has ended keeps its addresses allotted for this long: if it has one again
+/// by then nothing moves (MEM-3).
+const RIGHT_RETURNS: Duration = Duration::from_millis(250);
+/// A host that does not talk over its link for this long is evicted, if that holds up others.
+const TALKS: Duration = Duration::from_secs(2);
 
 /// What the leader knows of a host (R18).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +47,12 @@ struct Host {
     /// When this epoch became known here; older evidence says nothing about it (R13).
     learned_at: BootTime,
     has_right: bool,
+    /// When it was seen to have none any more.
+    right_ended_at: Option<BootTime>,
+    /// Since when its silence on the link holds up others.
+    missed_since: Option<BootTime>,
+    /// It did not answer an order for long, and has answered none since: it is given nothing.
+    deaf: bool,
     /// may(X) of R17.
     may: BTreeSet<IpAddr>,
     /// What the last STATE reported as completely taken.
@@ -50,12 +61,29 @@ struct Host {
 }
 
 impl Host {
+    /// The epoch that it held anything in is over (R17): by a newer one, or by evidence.
+    fn lapse(&mut self) {
+        self.may.clear();
+        self.active.clear();
+        self.order = None;
+    }
+
+    fn set_right(&mut self, now: BootTime, has_right: bool) {
+        if self.has_right && !has_right {
+            self.right_ended_at = Some(now);
+        }
+        self.has_right = has_right;
+    }
+
     fn unknown() -> Self {
         Self {
             know: Know::Unknown,
             epoch: Epoch::default(),
             learned_at: BootTime::ZERO,
             has_right: false,
+            right_ended_at: None,
+            missed_since: None,
+            deaf: false,
             may: BTreeSet::new(),
             active: BTreeSet::new(),
             order: None,
@@ -93,10 +121,16 @@ pub struct Leader {
     dirty: bool,
     /// Forced rebalance targets of the next run.
     rebalance: NodeSet,
+    /// Wishes of the operator, until the next step.
+    moves: BTreeMap<IpAddr, Pnn>,
+    /// Since when fewer nodes obey than a quorum.
+    lonely_since: Option<BootTime>,
     failed: BTreeMap<(Pnn, IpAddr), BootTime>,
     shown: BTreeMap<IpAddr, Option<Pnn>>,
     shown_version: u64,
     last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
+    /// Of the step before.
+    now: BootTime,
     planted: Planted,
 }
 
@@ -110,10 +144,13 @@ impl Leader {
             target: BTreeMap::new(),
             dirty: true,
             rebalance: NodeSet::EMPTY,
+            moves: BTreeMap::new(),
+            lonely_since: None,
             failed: BTreeMap::new(),
             shown: BTreeMap::new(),
             shown_version: 0,
             last_inputs: None,
+            now: BootTime::ZERO,
             planted,
         }
     }
@@ -135,11 +172,14 @@ impl Leader {
         let holds: BTreeSet<IpAddr> = state.holds.iter().copied().collect();
         let first = host.know != Know::Known;
         if host.epoch != state.epoch || first {
-            if !first
-                && host.epoch.incarnation == state.epoch.incarnation
-                && state.epoch.number < host.epoch.number
-            {
-                return; // Came late.
+            let late = match host.know {
+                Know::Unknown => false,
+                // What evidence has ended does not come back (R2).
+                Know::Dead => state.epoch.number <= host.epoch.number,
+                Know::Known => state.epoch.number < host.epoch.number,
+            };
+            if late && host.epoch.incarnation == state.epoch.incarnation {
+                return;
             }
             host.know = Know::Known;
             host.epoch = state.epoch;
@@ -154,13 +194,15 @@ impl Leader {
                 .filter(|order| state.last_order == Some((term, order.seq)));
             if let Some(order) = echo {
                 order.echoed = true;
+                host.missed_since = None;
+                host.deaf = false;
                 host.may.clone_from(&holds);
             } else {
                 host.may.extend(&holds);
             }
         }
         if host.has_right != state.has_right {
-            host.has_right = state.has_right;
+            host.set_right(now, state.has_right);
             self.dirty = true;
         }
         let taking: BTreeSet<IpAddr> = state.taking.iter().copied().collect();
@@ -174,11 +216,10 @@ impl Leader {
             self.target.entry(*address).or_insert(from);
         }
         for (address, _) in &state.failed {
-            if self
-                .failed
-                .insert((from, *address), now + RETRY_FAILED)
-                .is_none()
-            {
+            // Every STATE until the next order repeats it.
+            let known = self.failed.contains_key(&(from, *address));
+            if !known {
+                self.failed.insert((from, *address), now + RETRY_FAILED);
                 if self.target.get(address) == Some(&from) {
                     self.target.remove(address);
                 }
@@ -187,21 +228,90 @@ impl Leader {
         }
     }
 
-    /// R12: hosts that the detector proved to have no right.
-    pub fn evidence(&mut self, status: &Status) {
+    /// R12: hosts that the detector proved to have no right; R17: those that have shown a newer
+    /// epoch than the one that their STATE spoke of.
+    pub fn evidence(&mut self, now: BootTime, status: &Status) {
         for (pnn, host) in &mut self.hosts {
-            let Some(sent_at) = status.peers[pnn.index()].evidence else {
+            let peer = &status.peers[pnn.index()];
+            if host.know == Know::Known
+                && host.epoch.incarnation == peer.incarnation
+                && host.epoch.number < peer.epoch
+            {
+                // It refuses older terms since its STATE, so nobody else gave it anything.
+                host.lapse();
+                host.epoch.number = peer.epoch;
+                host.learned_at = now;
+                host.set_right(now, false);
+                self.dirty = true;
+            }
+            let Some(sent_at) = peer.evidence else {
                 continue;
             };
-            if host.know == Know::Dead || host.know == Know::Known && host.learned_at >= sent_at {
-                continue;
+            let over = peer.evidence_epoch;
+            let covered = match host.know {
+                Know::Dead => false,
+                Know::Unknown => true,
+                Know::Known if host.epoch.incarnation == over.incarnation => {
+                    host.epoch.number <= over.number
+                }
+                Know::Known => host.learned_at < sent_at,
+            };
+            if covered {
+                host.lapse();
+                host.know = Know::Dead;
+                host.epoch = over;
+                host.has_right = false;
+                host.right_ended_at = None;
+                self.dirty = true;
             }
-            host.know = Know::Dead;
-            host.has_right = false;
-            host.may.clear();
-            host.active.clear();
-            host.order = None;
-            self.dirty = true;
+        }
+    }
+
+    /// Hosts that hold up others and do not talk over their link, although the detector may
+    /// well hear them: to be evicted, so that evidence decides (R14, R18).
+    pub fn unaccounted(&self, now: BootTime) -> NodeSet {
+        self.hosts
+            .iter()
+            .filter(|(_, host)| host.missed_since.is_some_and(|since| now.since(since) > TALKS))
+            .map(|(pnn, _)| *pnn)
+            .collect()
+    }
+
+    /// Whether too few nodes have obeyed for long: what is heard by datagrams
+    /// keeps the promises running, but nobody gets the orders. Another one may do better.
+    pub fn lonely(&self, now: BootTime) -> bool {
+        self.lonely_since.is_some_and(|since| now.since(since) > TALKS)
+    }
+
+    fn watch_silence(&mut self, now: BootTime, situation: &Situation) {
+        let usable = |(pnn, host): &(&Pnn, &Host)| {
+            host.know == Know::Known && !host.deaf && situation.linked.contains(**pnn)
+        };
+        if self.hosts.iter().filter(usable).count() > self.hosts.len() / 2 {
+            self.lonely_since = None;
+        } else {
+            self.lonely_since.get_or_insert(now);
+        }
+        let target = &self.target;
+        for (pnn, host) in &mut self.hosts {
+            let holds_up = match host.know {
+                Know::Dead => false,
+                Know::Unknown => true,
+                Know::Known => {
+                    host.order.as_ref().is_some_and(|order| !order.echoed)
+                        || !situation.linked.contains(*pnn)
+                            && host.may.iter().any(|address| target.get(address) != Some(pnn))
+                }
+            };
+            if holds_up {
+                let since = *host.missed_since.get_or_insert(now);
+                if now.since(since) > TALKS && !host.deaf {
+                    host.deaf = true;
+                    self.dirty = true;
+                }
+            } else {
+                host.missed_since = None;
+            }
         }
     }
 
@@ -211,10 +321,11 @@ impl Leader {
         self.dirty = true;
     }
 
-    /// The operator's wish; not sticky (`spec/cluster.md` 3.7).
+    /// The operator's wish; not sticky (`spec/cluster.md` 3.7). Without effect if `to` cannot
+    /// host it at the next step.
     pub fn move_address(&mut self, address: IpAddr, to: Pnn) {
         self.failed.remove(&(to, address));
-        self.target.insert(address, to);
+        self.moves.insert(address, to);
     }
 
     /// Whether no host is unknown, so that addresses that nobody holds may be assigned.
@@ -263,8 +374,12 @@ impl Leader {
                 .iter()
                 .filter(|pnn| {
                     self.hosts.get(pnn).is_some_and(|host| {
+                        let returns = host
+                            .right_ended_at
+                            .is_some_and(|since| self.now.since(since) < RIGHT_RETURNS);
                         host.know == Know::Known
-                            && host.has_right
+                            && !host.deaf
+                            && (host.has_right || returns)
                             && (situation.linked.contains(*pnn) || host.may.contains(address))
                     }) && !self.failed.contains_key(&(*pnn, *address))
                 })
@@ -276,6 +391,7 @@ impl Leader {
 
     /// One step: what to send now. Call only while this node acts (R7).
     pub fn drive(&mut self, now: BootTime, situation: &Situation) -> Vec<(Pnn, Assign)> {
+        self.now = now;
         let before = self.failed.len();
         self.failed.retain(|_, until| *until > now);
         if self.failed.len() != before {
@@ -290,7 +406,14 @@ impl Leader {
             if self.dirty {
                 self.allocate(situation);
             }
+            for (address, to) in std::mem::take(&mut self.moves) {
+                let able = self.last_inputs.as_ref().and_then(|inputs| inputs.get(&address));
+                if able.is_some_and(|able| able.contains(to)) {
+                    self.target.insert(address, to);
+                }
+            }
         }
+        self.watch_silence(now, situation);
         let wanted: Vec<(Pnn, BTreeSet<IpAddr>)> = self
             .hosts
             .iter()

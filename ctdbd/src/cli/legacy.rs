@@ -146,13 +146,18 @@ impl Tool<'_> {
         }
     }
 
-    /// The same, with what could not be done in the end.
+    /// The same, with what could not be done in the end. After a time-out nothing has failed yet:
+    /// it may be under way.
     fn failed(&self, control: &str, error: &ClientError, what: impl FnOnce() -> String) -> End {
         match self.refused(control, error) {
-            End::Error { text, code } if matches!(error, ClientError::Refused(_)) => End::Error {
-                text: format!("{text}\n{}", what()),
-                code,
-            },
+            End::Error { text, code }
+                if code != TIMED_OUT && matches!(error, ClientError::Refused(_)) =>
+            {
+                End::Error {
+                    text: format!("{text}\n{}", what()),
+                    code,
+                }
+            }
             other => other,
         }
     }

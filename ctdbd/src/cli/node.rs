@@ -103,6 +103,7 @@ pub fn nodes(view: &NodesView) -> String {
 pub fn node(node: &NodeView) -> String {
     let heard = node
         .heard_ms
+        .filter(|_| !node.this_node)
         .map(|ms| format!("{} ago", milliseconds(ms as f64)));
     let link = match (node.this_node, node.linked) {
         (true, _) => "this node",
@@ -182,5 +183,7 @@ Right to serve  not held
 May be          leader, location master
 ";
         assert_eq!(node(&shown), wanted);
+        shown.this_node = true;
+        assert!(node(&shown).contains("\nLink            this node\nHeard           -\n"));
     }
 }

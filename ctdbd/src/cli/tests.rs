@@ -64,7 +64,7 @@ fn reply(state: &Snapshot, command: &Command) -> Result<Value, ApiError> {
             nodes: [(1, "yes".to_owned())].into(),
             reason: "node 1 serves it".into(),
         }),
-        // Node 0 is refused everything, to have errors.
+        // Some are refused, to have errors.
         Action::Node {
             verb: NodeVerb::Unban,
             ..
@@ -72,6 +72,14 @@ fn reply(state: &Snapshot, command: &Command) -> Result<Value, ApiError> {
             409,
             "leaving",
             "the node is leaving; wait until it is back",
+        )),
+        Action::Node {
+            verb: NodeVerb::Start,
+            ..
+        } if command.node.is_none() => Err(ApiError::new(
+            504,
+            "not_settled",
+            "the cluster has not settled",
         )),
         Action::Announce { .. } => {
             Err(ApiError::new(409, "not_held", "this node does not host it"))
@@ -433,6 +441,16 @@ fn old_commands_ask_for_the_right_things() {
         assert_eq!((err.as_str(), code), ("", 0), "{line}");
         assert_eq!(daemon.asked(), wanted, "{line}");
     }
+}
+
+#[test]
+fn an_effect_that_is_late_is_no_failure_yet() {
+    let daemon = Daemon::new();
+    daemon.set(|state| state.nodes[0].flags = NodeFlags::STOPPED);
+    let err = "Control SET_FLAGS failed, ret=110\nthe cluster has not settled\n";
+    assert_eq!(daemon.run("continue"), (String::new(), err.into(), 110));
+    let err = "ctdb: the cluster has not settled\n";
+    assert_eq!(daemon.run("node start"), (String::new(), err.into(), 4));
 }
 
 #[test]

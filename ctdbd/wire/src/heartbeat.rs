@@ -72,8 +72,10 @@ pub enum Message {
     Withdraw {
         /// The term that is over.
         term: Term,
+        /// Whether anybody acted in it; if not, voters may forget that they voted for it.
+        acted: bool,
     },
-    /// An incarnation of the sender is dead and silent (rule 19).
+    /// An incarnation is dead and silent (rule 19): said by its guard, forwarded by the leader.
     Gone {
         /// Which.
         incarnation: Incarnation,
@@ -160,10 +162,7 @@ impl Reader<'_> {
             session,
         })
     }
-    #[allow(
-        clippy::option_option,
-        reason = "outer: were the bytes there; inner: what they say"
-    )]
+    #[allow(clippy::option_option, reason = "outer: were the bytes there; inner: what they say")]
     fn option_term(&mut self) -> Option<Option<Term>> {
         if self.bool()? {
             self.term().map(Some)
@@ -236,9 +235,10 @@ impl Message {
                 w.u8(granted.into());
                 w.u64(newest_number);
             }
-            Self::Withdraw { term } => {
+            Self::Withdraw { term, acted } => {
                 w.u8(5);
                 w.term(term);
+                w.u8(acted.into());
             }
             Self::Gone { incarnation } => {
                 w.u8(6);
@@ -295,7 +295,7 @@ impl Message {
                 granted: r.bool()?,
                 newest_number: r.u64()?,
             },
-            5 => Self::Withdraw { term: r.term()? },
+            5 => Self::Withdraw { term: r.term()?, acted: r.bool()? },
             6 => Self::Gone {
                 incarnation: Incarnation(r.u64()?),
             },
@@ -357,7 +357,7 @@ mod tests {
                 granted: true,
                 newest_number: 6,
             },
-            Message::Withdraw { term: term() },
+            Message::Withdraw { term: term(), acted: true },
             Message::Gone {
                 incarnation: Incarnation(77),
             },

@@ -34,8 +34,7 @@ struct Options {
 
 const SERVICES: [Service; 3] = [Service::Ssh, Service::Smb, Service::Plain];
 
-const PICTURE: &str = "\
-  node 0         node 1         node 2         client
+const PICTURE: &str = "  node 0         node 1         node 2         client
   priv0  pub0    priv0  pub0    priv0  pub0    eth0
     |      |       |      |       |      |       |
   ==|======+=======|======+=======|======+=======+==   public network 10.99.2.0/24, fd00:99:2::/64
@@ -63,8 +62,9 @@ fn main() -> ExitCode {
 
 /// Everything that went wrong, in words.
 fn run(options: &Options) -> Result<Vec<String>> {
-    println!("Three nodes and a client; OpenSSH, Samba and a plain TCP service on all nodes:\n");
-    println!("{PICTURE}");
+    println!(
+        "Three nodes and a client; OpenSSH, Samba and a plain TCP service on all nodes:\n\n{PICTURE}"
+    );
     let mut lab = Lab::builder().profile(&options.profile).build()?;
     println!("starting the services and the daemons ...");
     let took = lab.bring_up(&SERVICES, Duration::from_secs(30))?;

@@ -1,6 +1,7 @@
 //! The command line against a node of the lab, and waiting for what it shows.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::process::Command;
 use std::thread;
@@ -215,19 +216,22 @@ impl Lab {
             Flavor::Ctdb => 100,
         });
         poll_until(what, limit, pause, predicate).with_context(|| {
-            let status: String = self
-                .nodes()
-                .iter()
-                .filter_map(|n| {
-                    let answer = n.ctdb(&["status"]).ok()?;
-                    Some(format!(
-                        "--- node {} says:\n{}{}",
-                        n.pnn(),
+            let mut status = String::new();
+            for node in self.nodes() {
+                for words in [&["status"][..], &["ip"], &["cluster", "leader"]] {
+                    let Ok(answer) = node.ctdb(words) else {
+                        continue;
+                    };
+                    let _ = writeln!(
+                        status,
+                        "--- node {}: ctdb {}\n{}{}",
+                        node.pnn(),
+                        words.join(" "),
                         answer.stdout,
                         answer.stderr
-                    ))
-                })
-                .collect();
+                    );
+                }
+            }
             format!("{}{status}", self.log_tails(15))
         })
     }

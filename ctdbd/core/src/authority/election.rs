@@ -3,7 +3,7 @@
 use ctdb_wire::heartbeat::Message;
 use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn, Term};
 
-use super::{Authority, PROGRESS_LIMIT, Promise, Sink};
+use super::{Authority, Books, PROGRESS_LIMIT, Promise, Sink};
 use crate::planted::Bug;
 
 /// What this node is in an election.
@@ -17,6 +17,8 @@ pub enum Role {
         term: Term,
         /// Who said yes.
         yes: NodeSet,
+        /// Who said no.
+        no: NodeSet,
         /// Gives up then.
         until: BootTime,
     },
@@ -26,6 +28,8 @@ pub enum Role {
         term: Term,
         /// Sending time of the request: votes count from it (R7).
         sent_at: BootTime,
+        /// Who said no.
+        no: NodeSet,
         /// Withdraws then.
         until: BootTime,
     },
@@ -62,7 +66,7 @@ impl Authority {
         if self.abstaining(now) || self.leaving {
             return false;
         }
-        if self.newest.is_some_and(|newest| term < newest)
+        if self.newest.max(self.voted).is_some_and(|newest| term < newest)
             && !self.config.planted.has(Bug::NoTermFence)
         {
             return false;
@@ -75,7 +79,11 @@ impl Authority {
 
     fn give_promise(&mut self, now: BootTime, term: Term) {
         self.virgin = false;
-        self.raise_newest(term);
+        self.highest_number = self.highest_number.max(term.number);
+        if self.voted.is_none_or(|voted| voted < term) {
+            self.voted_before = self.voted;
+            self.voted = Some(term);
+        }
         if !self.config.planted.has(Bug::VoteWithoutPromise) {
             self.promise = Some(Promise {
                 term,
@@ -100,19 +108,21 @@ impl Authority {
         now: BootTime,
         term: Term,
         evict: NodeSet,
+        sink: &mut impl Sink,
     ) -> Option<Term> {
         if self.newest.is_some_and(|newest| term < newest) {
             self.highest_number = self.highest_number.max(term.number);
             if !self.config.planted.has(Bug::NoTermFence) {
-                return None; // Older than one that was heard, promised or answered in.
+                return None; // Older than one that was heard.
             }
         }
         self.raise_newest(term);
         self.leader_heard_at = now;
-        if self.role_term().is_some_and(|mine| mine < term) {
-            // Somebody was elected above us.
-            self.role = Role::Follower;
-            self.clear_evidence();
+        match self.role {
+            // Somebody acts, so these cannot succeed.
+            Role::PreCandidate { .. } | Role::Candidate { .. } => self.withdraw(now, sink),
+            Role::Leader { term: mine, .. } if mine < term => self.withdraw(now, sink),
+            Role::Leader { .. } | Role::Follower => {}
         }
         self.obey_evictions(now, term, evict);
         if self.can_promise(now, term) {
@@ -145,7 +155,7 @@ impl Authority {
     }
 
     /// R7: the term that this node leads and the moment until which it may act.
-    pub(super) fn acting(&self, now: BootTime) -> Option<(Term, BootTime)> {
+    pub fn acting(&self, now: BootTime) -> Option<(Term, BootTime)> {
         let Role::Leader { term, .. } = self.role else {
             return None;
         };
@@ -213,14 +223,21 @@ impl Authority {
 
     pub(super) fn election_wakeup(&self) -> BootTime {
         match self.role {
-            Role::Follower if self.eligible && !self.leaving => {
+            // A main loop that hangs is waited for, not the clock (MEM-4).
+            Role::Follower
+                if self.eligible
+                    && !self.leaving
+                    && self.last_tick.since(self.progress_at) <= PROGRESS_LIMIT =>
+            {
                 let bound = self.promise.map_or(BootTime::ZERO, |promise| promise.until);
                 let abstain = if self.fresh_cluster() {
                     BootTime::ZERO
                 } else {
                     self.abstain_until
                 };
-                self.stand_at.max(bound).max(abstain).max(self.grace_until)
+                let silent = self.started_at + self.config.timing.settle();
+                let earliest = self.stand_at.max(silent);
+                earliest.max(bound).max(abstain).max(self.grace_until)
             }
             Role::Follower => BootTime(u64::MAX),
             Role::PreCandidate { until, .. } | Role::Candidate { until, .. } => until,
@@ -264,6 +281,25 @@ impl Authority {
         }
     }
 
+    /// Whether a voter that answers has not promised for long: it has voted for a newer term
+    /// in which nobody acted, and the withdrawal was lost. Only a newer term wins it back.
+    /// The main loop renounces first (R9).
+    pub(super) fn is_fenced_off(&self, now: BootTime) -> bool {
+        let Role::Leader { elected_at, .. } = self.role else {
+            return false;
+        };
+        let timing = self.config.timing;
+        let long = timing.promise() * 2;
+        now.since(elected_at) > long
+            && self.config.voters.iter().any(|pnn| {
+                let peer = &self.peers[pnn.index()];
+                pnn != self.config.me
+                    && peer.answered_s > elected_at
+                    && now.since(peer.replied_at) < timing.interval * 2
+                    && now.since(peer.promised_s.max(elected_at)) > long
+            })
+    }
+
     fn retry_later(&mut self, now: BootTime) {
         let interval = self.config.timing.interval;
         let jitter = self.jitter(interval);
@@ -271,10 +307,7 @@ impl Authority {
     }
 
     fn pre_vote(&mut self, now: BootTime, sink: &mut impl Sink) {
-        let number = self
-            .highest_number
-            .max(self.newest.map_or(0, |term| term.number))
-            + 1;
+        let number = self.highest_number + 1;
         let term = Term {
             number,
             leader: self.config.me,
@@ -282,7 +315,8 @@ impl Authority {
         };
         let yes = NodeSet::from_iter([self.config.me]);
         let until = now + self.config.timing.interval * 2;
-        self.role = Role::PreCandidate { term, yes, until };
+        let no = NodeSet::EMPTY;
+        self.role = Role::PreCandidate { term, yes, no, until };
         self.broadcast(
             &Message::VoteRequest {
                 term,
@@ -314,6 +348,7 @@ impl Authority {
         self.role = Role::Candidate {
             term,
             sent_at: now,
+            no: NodeSet::EMPTY,
             until,
         };
         self.broadcast(
@@ -338,6 +373,7 @@ impl Authority {
             return;
         }
         self.clear_evidence();
+        self.raise_newest(term);
         self.role = Role::Leader {
             term,
             elected_at: now,
@@ -361,7 +397,7 @@ impl Authority {
         if term.leader != from || term.session != incarnation {
             return;
         }
-        let above = self.newest.is_none_or(|newest| term > newest);
+        let above = self.newest.max(self.voted).is_none_or(|newest| term > newest);
         let granted = above && self.can_promise(now, term);
         self.highest_number = self.highest_number.max(term.number);
         if granted && !pre {
@@ -394,26 +430,41 @@ impl Authority {
         sink: &mut impl Sink,
     ) {
         self.highest_number = self.highest_number.max(newest_number);
-        if !granted {
-            return;
-        }
-        match self.role {
+        self.peers[from.index()].replied_at = now;
+        // So many noes leave no quorum.
+        let enough = self.config.voters.len() + 1 - self.config.quorum;
+        match &mut self.role {
             Role::PreCandidate {
                 term: mine,
-                mut yes,
-                until,
-            } if pre && mine == term => {
-                yes.insert(from);
-                self.role = Role::PreCandidate { term, yes, until };
-                self.stand_if_wanted(now, sink);
+                yes,
+                no,
+                ..
+            } if pre && *mine == term => {
+                if granted {
+                    yes.insert(from);
+                    self.stand_if_wanted(now, sink);
+                } else {
+                    no.insert(from);
+                    if no.len() >= enough {
+                        self.withdraw(now, sink);
+                    }
+                }
             }
             Role::Candidate {
                 term: mine,
                 sent_at,
+                no,
                 ..
-            } if !pre && mine == term && echo == sent_at => {
-                self.peers[from.index()].promised_s = sent_at;
-                self.lead_if_elected(now);
+            } if !pre && *mine == term && echo == *sent_at => {
+                if granted {
+                    self.peers[from.index()].promised_s = echo;
+                    self.lead_if_elected(now);
+                } else {
+                    no.insert(from);
+                    if no.len() >= enough {
+                        self.withdraw(now, sink);
+                    }
+                }
             }
             _ => {} // R9: votes for a candidacy that is over are ignored.
         }
@@ -422,16 +473,50 @@ impl Authority {
     /// R9: gives up a candidacy or a term: first stop, then say so.
     fn withdraw(&mut self, now: BootTime, sink: &mut impl Sink) {
         let Some(term) = self.role_term() else { return };
-        let bound = matches!(self.role, Role::Candidate { .. } | Role::Leader { .. });
+        let acted = self.is_leader();
+        let bound = acted || matches!(self.role, Role::Candidate { .. });
         self.role = Role::Follower;
         self.clear_evidence();
         if bound {
             if self.promise.is_some_and(|promise| promise.term == term) {
                 self.promise = None;
             }
-            self.broadcast(&Message::Withdraw { term }, sink);
+            self.forget_vote(term, acted);
+            self.broadcast(&Message::Withdraw { term, acted }, sink);
         }
         self.retry_later(now);
+    }
+
+    /// A vote for a term in which nobody acted, and nobody will, binds no more.
+    fn forget_vote(&mut self, term: Term, acted: bool) {
+        if !acted && self.voted == Some(term) && self.newest != Some(term) {
+            self.voted = self.voted_before;
+        }
+    }
+
+    /// What the main loop learned from frames.
+    pub(super) fn books(&mut self, now: BootTime, books: Books, sink: &mut impl Sink) {
+        self.books = books;
+        if let Some(newest) = books.newest {
+            self.highest_number = self.highest_number.max(newest.number);
+            if self.voted < books.newest {
+                self.voted_before = books.newest;
+                self.voted = books.newest;
+            }
+        }
+        if let Role::Leader { term, .. } = self.role
+            && books.renounced.is_some_and(|renounced| term <= renounced)
+        {
+            let outdated = books.newest.is_some_and(|newest| term < newest);
+            let outdated = outdated || self.is_fenced_off(now);
+            self.withdraw(now, sink);
+            self.stand_at = if outdated {
+                now // Only the number is to be higher.
+            } else {
+                // Others first.
+                now + self.config.timing.promise() * 2
+            };
+        }
     }
 
     /// The main loop has stopped acting; the leader resigns.
@@ -440,7 +525,7 @@ impl Authority {
     }
 
     /// A peer gave up `term`; it frees only promises of that term.
-    pub(super) fn withdrawn(&mut self, now: BootTime, from: Pnn, term: Term) {
+    pub(super) fn withdrawn(&mut self, now: BootTime, from: Pnn, term: Term, acted: bool) {
         if term.leader != from || term.session == Incarnation::NONE {
             return;
         }
@@ -448,6 +533,7 @@ impl Authority {
             self.promise = None;
             self.schedule_stand(now);
         }
+        self.forget_vote(term, acted);
         if self.newest == Some(term) {
             self.leader_heard_at = BootTime::ZERO;
         }

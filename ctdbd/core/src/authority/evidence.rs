@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ctdb_wire::heartbeat::AGE_INFINITE;
-use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn};
+use ctdb_wire::ids::{BootTime, Epoch, Incarnation, NodeSet, Pnn};
 
 use super::{Authority, Report, Role, stretch};
 use crate::planted::Bug;
@@ -39,8 +39,9 @@ impl Authority {
         }
     }
 
-    /// Starts evictions of nodes that have been silent for L, and admits evicted ones that
-    /// speak again once it is proved that they hold nothing.
+    /// Starts evictions of nodes that have not answered for L (who is heard but does not hear
+    /// is of no more use than who is silent), and ends them when the node answers again: it
+    /// goes on as if nothing had been if there is no evidence yet, and holds nothing otherwise.
     pub(super) fn check_evictions(&mut self, now: BootTime) {
         let Role::Leader { elected_at, .. } = self.role else {
             return;
@@ -54,15 +55,20 @@ impl Authority {
                 continue;
             }
             let peer = &self.peers[pnn.index()];
-            let heard_since = peer.heard_at.max(self.started_at);
-            if peer.evicted_since.is_some() {
-                let speaks =
-                    now.since(peer.heard_at) < timing.interval * 2 && peer.incarnation != peer.gone;
-                if peer.evidence.is_some() && speaks {
+            let current = Epoch { incarnation: peer.incarnation, number: peer.epoch };
+            let unaccounted = self.books.unaccounted.contains(pnn)
+                && !(peer.evidence.is_some() && peer.evidence_epoch == current)
+                && now.since(elected_at) >= timing.lease;
+            if let Some(since) = peer.evicted_since {
+                let speaks = peer.replied_at > since
+                    && now.since(peer.replied_at) < timing.interval * 2
+                    && peer.incarnation != peer.gone;
+                if speaks && !unaccounted {
                     self.peers[pnn.index()].evicted_since = None;
                     self.next_heartbeat = now;
                 }
-            } else if now.since(heard_since) >= timing.lease
+            } else if now.since(peer.replied_at.max(self.started_at)) >= timing.lease
+                || unaccounted
                 || peer.gone != Incarnation::NONE
                     && peer.incarnation == peer.gone
                     && peer.evidence.is_none_or(|s| s < elected_at)
@@ -93,7 +99,10 @@ impl Authority {
             }
             if let Some(missing) = self.missing_age(now, x, sent_at) {
                 if missing == Duration::ZERO {
-                    self.peers[x.index()].evidence = Some(sent_at);
+                    let peer = &mut self.peers[x.index()];
+                    peer.evidence = Some(sent_at);
+                    peer.evidence_epoch =
+                        Epoch { incarnation: peer.incarnation, number: peer.epoch };
                 } else {
                     // Ask again when the answer will be yes, not at the next interval.
                     let at = now + missing + EVIDENCE_SLACK;

@@ -10,7 +10,7 @@ use crate::planted::Bug;
 /// Whether this node may serve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Right {
-    /// Never held, or lapsed and settled: answers count towards a new epoch.
+    /// The old epoch is over and silent; answers count towards a right in the next.
     Waiting,
     /// Held in the current epoch until the deadline.
     Held {
@@ -59,8 +59,12 @@ impl Authority {
         }
         if let Right::Lapsed { resume_at } = self.right
             && now >= resume_at
+            && !self.leaving
         {
+            // The waiting has an epoch of its own, so that its number tells everybody that the
+            // old one is over and silent (R6, R17).
             self.right = Right::Waiting;
+            self.epoch += 1;
             for peer in &mut self.peers {
                 peer.answered_s = BootTime::ZERO;
             }
@@ -112,7 +116,8 @@ impl Authority {
                 sink.deadline(self.slot(), end);
             }
             Right::Waiting => {
-                // R6: a new epoch has no grants, so its slot is moved last but opens nothing.
+                // R6: a new epoch has no grants, so its deadline opens nothing. It is another one
+                // than that of the waiting, since evidence may have ended that.
                 self.epoch += 1;
                 self.right = Right::Held { until: end };
                 sink.deadline(self.slot(), end);

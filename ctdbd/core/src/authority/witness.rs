@@ -25,7 +25,7 @@ impl Authority {
         }
         let leader =
             leader.filter(|term| in_order && term.leader == from && term.session == incarnation);
-        let promise = leader.and_then(|term| self.leader_heard(now, term, evict));
+        let promise = leader.and_then(|term| self.leader_heard(now, term, evict, sink));
         if self.stopped(now, from) {
             return;
         }
@@ -47,7 +47,8 @@ impl Authority {
     }
 
     /// R14: evictions stand in the heartbeats of the newest leader, and end with the first
-    /// heartbeat of the same term that no more names the node, or L + m after the last that did.
+    /// heartbeat of that or a newer term that does not name the node, or L + m after the last
+    /// that did.
     pub(super) fn obey_evictions(&mut self, now: BootTime, term: Term, evict: NodeSet) {
         let until = now + self.config.timing.promise();
         for pnn in self.config.voters.iter() {
@@ -57,7 +58,7 @@ impl Authority {
             let peer = &mut self.peers[pnn.index()];
             if evict.contains(pnn) {
                 peer.stopped = Some((until, term));
-            } else if peer.stopped.is_some_and(|(_, by)| by == term) {
+            } else if peer.stopped.is_some_and(|(_, by)| by <= term) {
                 peer.stopped = None;
             }
         }
@@ -102,11 +103,17 @@ impl Authority {
         ages
     }
 
-    /// R19: the guard of a dead daemon speaks, after its deadline has ended. It ends promises
-    /// to, and ages for, that incarnation only.
-    pub(super) fn gone(&mut self, now: BootTime, from: Pnn, incarnation: Incarnation) {
-        let peer = &mut self.peers[from.index()];
-        if incarnation == Incarnation::NONE || incarnation != peer.incarnation {
+    /// R19: the guard of a dead daemon speaks, after its deadline has ended, or the leader
+    /// forwards it. It ends promises to, and ages for, that incarnation only.
+    pub(super) fn gone(&mut self, now: BootTime, incarnation: Incarnation, sink: &mut impl Sink) {
+        let dead = self.config.voters.iter().find(|pnn| {
+            incarnation != Incarnation::NONE
+                && *pnn != self.config.me
+                && self.peers[pnn.index()].incarnation == incarnation
+        });
+        let Some(dead) = dead else { return };
+        let peer = &mut self.peers[dead.index()];
+        if peer.gone == incarnation {
             return;
         }
         peer.gone = incarnation;
@@ -120,7 +127,8 @@ impl Authority {
             self.schedule_stand(now);
         }
         if self.is_leader() {
-            self.begin_eviction(now, from);
+            self.broadcast(&Message::Gone { incarnation }, sink);
+            self.begin_eviction(now, dead);
             self.next_heartbeat = now;
         }
     }
