@@ -223,7 +223,10 @@ impl Peer {
         report: None,
         evicted_since: None,
         evidence: None,
-        evidence_epoch: Epoch { incarnation: Incarnation::NONE, number: 0 },
+        evidence_epoch: Epoch {
+            incarnation: Incarnation::NONE,
+            number: 0,
+        },
     };
 }
 
@@ -331,12 +334,19 @@ impl Authority {
         } else {
             now + timing.promise()
         };
+        let speaks_at = if config.planted.has(Bug::SpeaksAtOnce) {
+            now
+        } else {
+            now + timing.settle()
+        };
         Self {
             started_at: now,
             // Allocated once, at start; the detector allocates nothing later.
             peers: vec![Peer::NEW; MAX_NODES].into_boxed_slice(),
             // R3: until then this life has no epoch, and says nothing.
-            right: Right::Lapsed { resume_at: now + timing.settle() },
+            right: Right::Lapsed {
+                resume_at: speaks_at,
+            },
             epoch: 0,
             newest: None,
             voted: None,
@@ -351,7 +361,7 @@ impl Authority {
             books: Books::default(),
             leader_heard_at: BootTime::ZERO,
             stand_at: now,
-            next_heartbeat: now + timing.settle(),
+            next_heartbeat: speaks_at,
             last_heartbeat: BootTime::ZERO,
             last_tick: now,
             grace_until: now,
@@ -484,7 +494,7 @@ impl Authority {
                 );
             }
             Message::Withdraw { term, acted } => self.withdrawn(now, from, term, acted),
-            Message::Gone { incarnation } => self.gone(now, incarnation, sink),
+            Message::Gone { incarnation } => self.gone(now, incarnation),
         }
     }
 
@@ -567,6 +577,14 @@ impl Authority {
         } else {
             NodeSet::EMPTY
         };
+        for x in evict.iter() {
+            let peer = &self.peers[x.index()];
+            if peer.evidence.is_none() && peer.gone != Incarnation::NONE {
+                // R19: forwarded until it is of no more use.
+                let incarnation = peer.gone;
+                self.broadcast(&Message::Gone { incarnation }, sink);
+            }
+        }
         let message = Message::Heartbeat {
             sent_at: now.0,
             epoch: self.epoch,
@@ -655,7 +673,7 @@ impl Authority {
                 incarnation: self.config.incarnation,
                 number: self.epoch,
             },
-            slot: slot_of(self.epoch),
+            slot: self.slot(),
             right_until: self.right.until().filter(|until| *until > now),
             leader: self.known_leader(now),
             acting: self.acting(now),

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, NodeFlags, NodeSet, Pnn, RunState, Term};
+use ctdb_wire::ids::{
+    BootTime, Epoch, Incarnation, MAX_NODES, NodeFlags, NodeSet, Pnn, RunState, Term,
+};
 use ctdb_wire::peer::{HolderState, NodeInfo, PeerFrame, Placement};
 
 use crate::allocation::Policy;
@@ -362,7 +364,11 @@ impl Coordinator {
             _ => NodeSet::EMPTY,
         };
         let newest = self.newest.max(self.holder.term());
-        Books { unaccounted, newest, renounced: self.renounced }
+        Books {
+            unaccounted,
+            newest,
+            renounced: self.renounced,
+        }
     }
 
     /// Stops acting before the detector is told (R9).

@@ -15,6 +15,8 @@ use crate::planted::{Bug, Planted};
 const REPEAT: Duration = Duration::from_millis(200);
 /// A node that could not take an address is not asked again for this long.
 const RETRY_FAILED: Duration = Duration::from_secs(5);
+/// Nor for this long if nobody else can take it either.
+const RETRY_ALONE: Duration = Duration::from_millis(500);
 /// A node whose right has ended keeps its addresses allotted for this long: if it has one again
 /// by then nothing moves (MEM-3).
 const RIGHT_RETURNS: Duration = Duration::from_millis(250);
@@ -38,6 +40,14 @@ struct Order {
     set: BTreeSet<IpAddr>,
     sent_at: BootTime,
     echoed: bool,
+}
+
+/// A takeover that a node could not do.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    at: BootTime,
+    /// The order that it was part of.
+    order: Option<(Term, OrderSeq)>,
 }
 
 #[derive(Clone, Debug)]
@@ -125,7 +135,7 @@ pub struct Leader {
     moves: BTreeMap<IpAddr, Pnn>,
     /// Since when fewer nodes obey than a quorum.
     lonely_since: Option<BootTime>,
-    failed: BTreeMap<(Pnn, IpAddr), BootTime>,
+    failed: BTreeMap<(Pnn, IpAddr), Failure>,
     shown: BTreeMap<IpAddr, Option<Pnn>>,
     shown_version: u64,
     last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
@@ -171,7 +181,8 @@ impl Leader {
         };
         let holds: BTreeSet<IpAddr> = state.holds.iter().copied().collect();
         let first = host.know != Know::Known;
-        if host.epoch != state.epoch || first {
+        let learned = host.epoch != state.epoch || first;
+        if learned {
             let late = match host.know {
                 Know::Unknown => false,
                 // What evidence has ended does not come back (R2).
@@ -208,18 +219,28 @@ impl Leader {
         let taking: BTreeSet<IpAddr> = state.taking.iter().copied().collect();
         host.active = holds.difference(&taking).copied().collect();
         for address in &holds {
-            // What is held stays where it is unless allocation says otherwise.
             if self.planted.has(Bug::HoldsNotAccounted) {
                 host.may.clear();
                 break;
             }
-            self.target.entry(*address).or_insert(from);
+            // What a host brings along stays where it is unless allocation says otherwise; what
+            // it still holds while it lets go does not become its target again.
+            if learned {
+                self.target.entry(*address).or_insert(from);
+            }
         }
         for (address, _) in &state.failed {
             // Every STATE until the next order repeats it.
-            let known = self.failed.contains_key(&(from, *address));
+            let known = self
+                .failed
+                .get(&(from, *address))
+                .is_some_and(|failure| failure.order == state.last_order);
             if !known {
-                self.failed.insert((from, *address), now + RETRY_FAILED);
+                let failure = Failure {
+                    at: now,
+                    order: state.last_order,
+                };
+                self.failed.insert((from, *address), failure);
                 if self.target.get(address) == Some(&from) {
                     self.target.remove(address);
                 }
@@ -272,7 +293,10 @@ impl Leader {
     pub fn unaccounted(&self, now: BootTime) -> NodeSet {
         self.hosts
             .iter()
-            .filter(|(_, host)| host.missed_since.is_some_and(|since| now.since(since) > TALKS))
+            .filter(|(_, host)| {
+                host.missed_since
+                    .is_some_and(|since| now.since(since) > TALKS)
+            })
             .map(|(pnn, _)| *pnn)
             .collect()
     }
@@ -280,7 +304,8 @@ impl Leader {
     /// Whether too few nodes have obeyed for long: what is heard by datagrams
     /// keeps the promises running, but nobody gets the orders. Another one may do better.
     pub fn lonely(&self, now: BootTime) -> bool {
-        self.lonely_since.is_some_and(|since| now.since(since) > TALKS)
+        self.lonely_since
+            .is_some_and(|since| now.since(since) > TALKS)
     }
 
     fn watch_silence(&mut self, now: BootTime, situation: &Situation) {
@@ -300,7 +325,10 @@ impl Leader {
                 Know::Known => {
                     host.order.as_ref().is_some_and(|order| !order.echoed)
                         || !situation.linked.contains(*pnn)
-                            && host.may.iter().any(|address| target.get(address) != Some(pnn))
+                            && host
+                                .may
+                                .iter()
+                                .any(|address| target.get(address) != Some(pnn))
                 }
             };
             if holds_up {
@@ -381,10 +409,20 @@ impl Leader {
                             && !host.deaf
                             && (host.has_right || returns)
                             && (situation.linked.contains(*pnn) || host.may.contains(address))
-                    }) && !self.failed.contains_key(&(*pnn, *address))
+                    })
                 })
                 .collect();
-            available.insert(*address, nodes);
+            let failed = |pnn: &Pnn| self.failed.get(&(*pnn, *address));
+            let fit: NodeSet = nodes.iter().filter(|pnn| failed(pnn).is_none()).collect();
+            let again = |pnn: &Pnn| {
+                failed(pnn).is_some_and(|failure| self.now.since(failure.at) >= RETRY_ALONE)
+            };
+            let fit = if fit.is_empty() {
+                nodes.iter().filter(again).collect()
+            } else {
+                fit
+            };
+            available.insert(*address, fit);
         }
         available
     }
@@ -393,7 +431,8 @@ impl Leader {
     pub fn drive(&mut self, now: BootTime, situation: &Situation) -> Vec<(Pnn, Assign)> {
         self.now = now;
         let before = self.failed.len();
-        self.failed.retain(|_, until| *until > now);
+        self.failed
+            .retain(|_, failure| now.since(failure.at) < RETRY_FAILED);
         if self.failed.len() != before {
             self.dirty = true;
         }
@@ -407,7 +446,10 @@ impl Leader {
                 self.allocate(situation);
             }
             for (address, to) in std::mem::take(&mut self.moves) {
-                let able = self.last_inputs.as_ref().and_then(|inputs| inputs.get(&address));
+                let able = self
+                    .last_inputs
+                    .as_ref()
+                    .and_then(|inputs| inputs.get(&address));
                 if able.is_some_and(|able| able.contains(to)) {
                     self.target.insert(address, to);
                 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ctdb_core::authority::Books;
 use ctdb_core::coordinator::{Coordinator, Effect, Input};
 use ctdb_core::holder::Work;
 use ctdb_core::local::Local;
@@ -71,6 +72,7 @@ pub(super) struct Node {
     /// What the local view changed, to be said to all.
     local_changed: bool,
     told_eligible: Option<bool>,
+    told_books: Books,
     /// Commands that the detector had no room for.
     unsaid: VecDeque<liveness::Command>,
     dirty: bool,
@@ -89,6 +91,7 @@ impl Node {
             inputs: VecDeque::new(),
             local_changed: true,
             told_eligible: None,
+            told_books: Books::default(),
             unsaid: VecDeque::new(),
             dirty: true,
             published_at: BootTime::ZERO,
@@ -114,6 +117,7 @@ impl Node {
             }
         }
         self.tell_eligible();
+        self.tell_books(now);
         self.follow_generation(now);
         self.publish(now);
     }
@@ -425,6 +429,15 @@ impl Node {
         if self.told_eligible != Some(eligible) {
             self.told_eligible = Some(eligible);
             self.tell_detector(liveness::Command::Eligible(eligible));
+        }
+    }
+
+    /// What only frames tell, and that the coordinator has stopped acting (R9, R14, R15).
+    fn tell_books(&mut self, now: BootTime) {
+        let books = self.parts.coordinator.books(now);
+        if books != self.told_books {
+            self.told_books = books;
+            self.tell_detector(liveness::Command::Books(books));
         }
     }
 

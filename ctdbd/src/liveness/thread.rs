@@ -245,6 +245,7 @@ fn obey(
         Command::Eligible(eligible) => {
             authority.handle(boot_now(), Input::Eligible(eligible), wire);
         }
+        Command::Books(books) => authority.handle(boot_now(), Input::Books(books), wire),
         Command::Leave => authority.handle(boot_now(), Input::Leave, wire),
         Command::SayGone => {
             let message = Message::Gone { incarnation };

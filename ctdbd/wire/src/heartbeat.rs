@@ -162,7 +162,10 @@ impl Reader<'_> {
             session,
         })
     }
-    #[allow(clippy::option_option, reason = "outer: were the bytes there; inner: what they say")]
+    #[allow(
+        clippy::option_option,
+        reason = "outer: were the bytes there; inner: what they say"
+    )]
     fn option_term(&mut self) -> Option<Option<Term>> {
         if self.bool()? {
             self.term().map(Some)
@@ -295,7 +298,10 @@ impl Message {
                 granted: r.bool()?,
                 newest_number: r.u64()?,
             },
-            5 => Self::Withdraw { term: r.term()?, acted: r.bool()? },
+            5 => Self::Withdraw {
+                term: r.term()?,
+                acted: r.bool()?,
+            },
             6 => Self::Gone {
                 incarnation: Incarnation(r.u64()?),
             },
@@ -357,7 +363,10 @@ mod tests {
                 granted: true,
                 newest_number: 6,
             },
-            Message::Withdraw { term: term(), acted: true },
+            Message::Withdraw {
+                term: term(),
+                acted: true,
+            },
             Message::Gone {
                 incarnation: Incarnation(77),
             },

@@ -58,9 +58,10 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
 }
 
 fn parse_bug(text: &str) -> Result<Bug, String> {
-    Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == text).ok_or_else(|| {
-        format!("no such bug; there are {:?}", Bug::ALL)
-    })
+    Bug::ALL
+        .into_iter()
+        .find(|bug| format!("{bug:?}") == text)
+        .ok_or_else(|| format!("no such bug; there are {:?}", Bug::ALL))
 }
 
 fn parse_profile(text: &str) -> Result<Profile, String> {
@@ -105,10 +106,14 @@ fn main() -> ExitCode {
     if args.bounds {
         let mut good = true;
         for bound in sim::bounds() {
-            println!("{bound:?}");
-            good &= true;
+            println!("{bound}");
+            good &= bound.kept();
         }
-        return if good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if good {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
     }
     let options = |seed: u64, trace: usize| Options {
         nodes: args.nodes,
@@ -123,7 +128,9 @@ fn main() -> ExitCode {
         None => args.seeds,
     };
     let started = Instant::now();
-    let until = args.minutes.map(|minutes| started + Duration::from_secs_f64(minutes * 60.0));
+    let until = args
+        .minutes
+        .map(|minutes| started + Duration::from_secs_f64(minutes * 60.0));
     let next = AtomicU64::new(from);
     let stop = AtomicBool::new(false);
     let total = Mutex::new(Total::default());
@@ -184,5 +191,9 @@ fn main() -> ExitCode {
     for (seed, text) in total.failures.iter().take(20) {
         println!("  seed {seed}: {text}");
     }
-    if total.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if total.failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

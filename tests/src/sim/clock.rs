@@ -44,7 +44,11 @@ pub struct Clock {
 impl Clock {
     /// A clock that shows `local` at `real` and runs `drift_ppm` too fast.
     pub fn new(real: Real, local: BootTime, drift_ppm: i64) -> Self {
-        Self { base_real: real, base_local: local.0, rate: 1_000_000_u64.saturating_add_signed(drift_ppm) }
+        Self {
+            base_real: real,
+            base_local: local.0,
+            rate: 1_000_000_u64.saturating_add_signed(drift_ppm),
+        }
     }
 
     /// What it shows.
@@ -58,7 +62,11 @@ impl Clock {
     pub fn real(&self, local: BootTime) -> Real {
         let ahead = u128::from(local.0.saturating_sub(self.base_local));
         let real = (ahead * MILLION).div_ceil(u128::from(self.rate));
-        Real(self.base_real.0.saturating_add(u64::try_from(real).unwrap_or(u64::MAX)))
+        Real(
+            self.base_real
+                .0
+                .saturating_add(u64::try_from(real).unwrap_or(u64::MAX)),
+        )
     }
 
     /// From now on it runs `drift_ppm` too fast.

@@ -16,35 +16,69 @@ use super::world::{Event, World, pnn};
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// The daemon dies, with or without its guard; started again after that, if at all.
-    Crash { node: usize, guard: bool, again: Option<Duration> },
+    Crash {
+        node: usize,
+        guard: bool,
+        again: Option<Duration>,
+    },
     /// Power is lost; it boots after that, if at all.
-    PowerLoss { node: usize, again: Option<Duration> },
+    PowerLoss {
+        node: usize,
+        again: Option<Duration>,
+    },
     /// The daemon stands still for that long: at once, or in the middle of a step.
-    Freeze { node: usize, length: Duration, within: Option<(Thread, u32)> },
+    Freeze {
+        node: usize,
+        length: Duration,
+        within: Option<(Thread, u32)>,
+    },
     /// The main loop stands still while the detector lives.
     Hang { node: usize, length: Duration },
     /// The detector thread is not run.
     Stall { node: usize, length: Duration },
     /// Nothing passes from one node to another.
-    Block { from: usize, to: usize, datagrams: bool, streams: bool, blocked: bool },
+    Block {
+        from: usize,
+        to: usize,
+        datagrams: bool,
+        streams: bool,
+        blocked: bool,
+    },
     /// Two halves, by bit mask.
     Split { half: u64 },
+    /// One node against all others.
+    Isolate {
+        node: usize,
+        hears: bool,
+        heard: bool,
+    },
     /// Every way is open again.
     Heal,
     /// The network as a whole is better or worse.
     Quality(Quality),
     /// An interface of a node works or not.
-    Interface { node: usize, address: usize, up: bool },
+    Interface {
+        node: usize,
+        address: usize,
+        up: bool,
+    },
     /// A clock runs at another rate.
     Rate { node: usize, drift_ppm: i64 },
     /// Leaves in order; started again after that.
-    Stop { node: usize, again: Option<Duration> },
+    Stop {
+        node: usize,
+        again: Option<Duration>,
+    },
     /// `ctdb moveip`.
     Move { address: usize, to: usize },
     /// `ctdb ipreallocate` and forced rebalance.
     Reallocate { nodes: u64 },
     /// DISABLED, BANNED.
-    Flag { node: usize, flag: NodeFlags, on: bool },
+    Flag {
+        node: usize,
+        flag: NodeFlags,
+        on: bool,
+    },
 }
 
 /// What is drawn from, and how often.
@@ -57,7 +91,9 @@ pub struct Plan {
     /// Longest drift, in millionths.
     drift: i64,
     /// Whether some nodes are left behind a broken network or without power at the end.
-    rough_end: bool,
+    pub rough_end: bool,
+    /// The node that had the last fault.
+    focus: usize,
 }
 
 const KINDS: usize = 16;
@@ -65,7 +101,13 @@ const KINDS: usize = 16;
 impl Plan {
     /// Nothing goes wrong.
     pub fn none() -> Self {
-        Self { weights: [0; KINDS], mean: Duration::MAX, drift: 0, rough_end: false }
+        Self {
+            weights: [0; KINDS],
+            mean: Duration::MAX,
+            drift: 0,
+            rough_end: false,
+            focus: 0,
+        }
     }
 }
 
@@ -81,7 +123,11 @@ impl World {
         let mut plan = Plan::none();
         // Swarm: each run has only some of the kinds, so that rare ones meet.
         for weight in &mut plan.weights {
-            *weight = if rng.random_bool(0.5) { rng.random_range(1..10) } else { 0 };
+            *weight = if rng.random_bool(0.5) {
+                rng.random_range(1..10)
+            } else {
+                0
+            };
         }
         let longest = [400, 1500, 4000][rng.random_range(0..3)];
         plan.mean = Duration::from_millis(rng.random_range(100..longest));
@@ -97,23 +143,36 @@ impl World {
             world.net.quality = Quality {
                 loss: [0.0, 0.01, 0.1, 0.3][rng.random_range(0..4)],
                 double: [0.0, 0.05][rng.random_range(0..2)],
-                late: [0.0, 0.01, 0.2][rng.random_range(0..3)],
-                late_by: [ms(3), ms(60), ms(600), ms(3000)][rng.random_range(0..4)],
+                late: [0.0, 0.01, 0.2, 0.5][rng.random_range(0..4)],
+                late_by: [ms(3), ms(60), ms(600), ms(1200), ms(3000)][rng.random_range(0..5)],
             };
+        }
+        if rng.random_bool(0.35) {
+            // Slow answers, clocks at both ends of what is allowed, and nodes cut off: what the
+            // margin is for.
+            plan.drift = 90_000;
+            plan.weights[8] = 30;
+            plan.weights[9] = 10;
+            world.net.quality.late = 0.7;
+            world.net.quality.late_by = ms(rng.random_range(100..1000));
         }
         let together = rng.random_bool(0.5);
         for node in 0..nodes {
             let drift = world.drift_of(plan.drift);
             let local = world.local(node);
             world.hosts[node].clock = Clock::new(Real(0), local, drift);
-            let wait = if together { ms(0) } else { ms(rng.random_range(0..6000)) };
+            let wait = if together {
+                ms(0)
+            } else {
+                ms(rng.random_range(0..6000))
+            };
             world.schedule(Real(0) + wait, Event::Start { node });
         }
         world.plan = plan;
         let chaos_end = Real(0) + options.chaos;
         world.schedule(Real(0) + ms(3000), Event::Chaos);
         world.schedule(chaos_end, Event::Quiet);
-        world.end = chaos_end + options.profile.recovery_bound() + Duration::from_secs(4);
+        world.end = chaos_end + options.profile.recovery_bound() + Duration::from_secs(12);
         world
     }
 
@@ -145,7 +204,12 @@ impl World {
         if self.check.quiet_since.is_some() {
             return;
         }
-        let wait = self.plan.mean.mul_f64(-self.rng.random_range(0.0001_f64..1.0).ln());
+        let mean = if self.rng.random_bool(0.3) {
+            self.plan.mean / 8
+        } else {
+            self.plan.mean
+        };
+        let wait = mean.mul_f64(-self.rng.random_range(0.0001_f64..1.0).ln());
         let at = self.now + wait;
         self.schedule(at, Event::Chaos);
         let total: u32 = self.plan.weights.iter().sum();
@@ -165,37 +229,93 @@ impl World {
 
     fn draw(&mut self, kind: usize) -> Fault {
         let nodes = self.hosts.len();
-        let node = self.rng.random_range(0..nodes);
+        // Troubles come together: often the node that had the last one has the next one, too.
+        let node = if self.rng.random_bool(0.5) {
+            self.plan.focus.min(nodes - 1)
+        } else {
+            self.rng.random_range(0..nodes)
+        };
+        self.plan.focus = node;
         let other = (node + self.rng.random_range(1..nodes.max(2))) % nodes;
         let address = self.rng.random_range(0..self.addresses.len());
         let later = |world: &mut Self| {
             let time = world.some_time();
             let quick = Duration::from_millis(world.rng.random_range(5..300));
-            Some(if world.rng.random_bool(0.5) { quick } else { time })
+            Some(if world.rng.random_bool(0.5) {
+                quick
+            } else {
+                time
+            })
         };
         match kind {
             0 => {
                 let guard = self.rng.random_bool(0.8);
-                Fault::Crash { node, guard, again: later(self) }
+                Fault::Crash {
+                    node,
+                    guard,
+                    again: later(self),
+                }
             }
-            1 => Fault::PowerLoss { node, again: later(self) },
-            2 => Fault::Freeze { node, length: self.some_time(), within: None },
+            1 => Fault::PowerLoss {
+                node,
+                again: later(self),
+            },
+            2 => Fault::Freeze {
+                node,
+                length: self.some_time(),
+                within: None,
+            },
             3 => {
-                let thread = [Thread::Detector, Thread::Main, Thread::Executor]
-                    [self.rng.random_range(0..3)];
+                let thread =
+                    [Thread::Detector, Thread::Main, Thread::Executor][self.rng.random_range(0..3)];
                 let within = Some((thread, self.rng.random_range(0..12)));
-                Fault::Freeze { node, length: self.some_time(), within }
+                Fault::Freeze {
+                    node,
+                    length: self.some_time(),
+                    within,
+                }
             }
-            4 => Fault::Hang { node, length: self.some_time() },
-            5 => Fault::Stall { node, length: self.some_time() },
+            4 => Fault::Hang {
+                node,
+                length: self.some_time(),
+            },
+            5 => Fault::Stall {
+                node,
+                length: self.some_time(),
+            },
             6 | 7 => {
                 let blocked = self.rng.random_bool(0.7);
                 let (datagrams, streams) =
                     [(true, true), (true, true), (true, false), (false, true)]
                         [self.rng.random_range(0..4)];
-                Fault::Block { from: node, to: other, datagrams, streams, blocked }
+                Fault::Block {
+                    from: node,
+                    to: other,
+                    datagrams,
+                    streams,
+                    blocked,
+                }
             }
-            8 => Fault::Split { half: self.rng.random_range(0..1 << nodes) },
+            8 => match self.rng.random_range(0..4) {
+                0 => Fault::Split {
+                    half: self.rng.random_range(0..1 << nodes),
+                },
+                1 => Fault::Isolate {
+                    node,
+                    hears: false,
+                    heard: true,
+                },
+                2 => Fault::Isolate {
+                    node,
+                    hears: true,
+                    heard: false,
+                },
+                _ => Fault::Isolate {
+                    node,
+                    hears: false,
+                    heard: false,
+                },
+            },
             9 => Fault::Heal,
             10 => {
                 let ms = Duration::from_millis;
@@ -206,15 +326,30 @@ impl World {
                     late_by: [ms(5), ms(200), ms(2500)][self.rng.random_range(0..3)],
                 })
             }
-            11 => Fault::Interface { node, address, up: self.rng.random_bool(0.6) },
-            12 => Fault::Rate { node, drift_ppm: self.drift_of(self.plan.drift) },
-            13 => Fault::Stop { node, again: later(self) },
+            11 => Fault::Interface {
+                node,
+                address,
+                up: self.rng.random_bool(0.6),
+            },
+            12 => Fault::Rate {
+                node,
+                drift_ppm: self.drift_of(self.plan.drift),
+            },
+            13 => Fault::Stop {
+                node,
+                again: later(self),
+            },
             14 if self.rng.random_bool(0.7) => Fault::Move { address, to: other },
-            14 => Fault::Reallocate { nodes: self.rng.random_range(0..1 << nodes) },
+            14 => Fault::Reallocate {
+                nodes: self.rng.random_range(0..1 << nodes),
+            },
             _ => {
-                let flag =
-                    [NodeFlags::DISABLED, NodeFlags::BANNED][self.rng.random_range(0..2)];
-                Fault::Flag { node, flag, on: self.rng.random_bool(0.4) }
+                let flag = [NodeFlags::DISABLED, NodeFlags::BANNED][self.rng.random_range(0..2)];
+                Fault::Flag {
+                    node,
+                    flag,
+                    on: self.rng.random_bool(0.4),
+                }
             }
         }
     }
@@ -231,9 +366,21 @@ impl World {
                 }
             }
             Fault::PowerLoss { node, again } => self.power_loss(node, again),
-            Fault::Freeze { node, length, within: None } => self.freeze(node, length),
-            Fault::Freeze { node, length, within: Some((thread, after)) } => {
-                self.hosts[node].interrupt = Some(Interrupt { thread, after, length });
+            Fault::Freeze {
+                node,
+                length,
+                within: None,
+            } => self.freeze(node, length),
+            Fault::Freeze {
+                node,
+                length,
+                within: Some((thread, after)),
+            } => {
+                self.hosts[node].interrupt = Some(Interrupt {
+                    thread,
+                    after,
+                    length,
+                });
             }
             Fault::Hang { node, length } => {
                 if let Some(daemon) = &mut self.hosts[node].daemon {
@@ -245,7 +392,13 @@ impl World {
                     daemon.detector_stalled = daemon.detector_stalled.max(now + length);
                 }
             }
-            Fault::Block { from, to, datagrams, streams, blocked } => {
+            Fault::Block {
+                from,
+                to,
+                datagrams,
+                streams,
+                blocked,
+            } => {
                 if datagrams {
                     self.net.datagrams[from][to] = blocked;
                 }
@@ -259,6 +412,12 @@ impl World {
                     for b in 0..nodes {
                         self.net.block(a, b, (half >> a ^ half >> b) & 1 == 1);
                     }
+                }
+            }
+            Fault::Isolate { node, hears, heard } => {
+                for peer in 0..self.hosts.len() {
+                    self.net.block(peer, node, !hears);
+                    self.net.block(node, peer, !heard);
                 }
             }
             Fault::Heal => self.net.heal(),
@@ -337,12 +496,27 @@ impl World {
 
     fn crash(&mut self, node: usize, guard: bool) {
         let boot = self.hosts[node].boot;
-        let Some((incarnation, peers)) = self.die(node) else { return };
+        let Some((incarnation, peers)) = self.die(node) else {
+            return;
+        };
         self.say(|| format!("node {node}: daemon dies, guard={guard}"));
         if guard {
-            let late = if self.rng.random_bool(0.1) { 100_000 } else { 3_000 };
+            let late = if self.rng.random_bool(0.1) {
+                100_000
+            } else {
+                3_000
+            };
             let at = self.now + Duration::from_micros(self.rng.random_range(50..late));
-            self.schedule(at, Event::Guard { node, boot, incarnation, left: 4, peers });
+            self.schedule(
+                at,
+                Event::Guard {
+                    node,
+                    boot,
+                    incarnation,
+                    left: 4,
+                    peers,
+                },
+            );
         }
     }
 
@@ -363,15 +537,32 @@ impl World {
         let mut next = now + Duration::from_millis(10);
         if left == 4 {
             host.kernel.end_all(now, &host.clock);
-            next = host.clock.real(host.clock.local(now) + self.timing.settle());
+            next = host
+                .clock
+                .real(host.clock.local(now) + self.timing.settle());
         } else {
             for (peer, life) in peers.iter().enumerate() {
-                self.send(node, peer, incarnation, *life, Message::Gone { incarnation });
+                self.send(
+                    node,
+                    peer,
+                    incarnation,
+                    *life,
+                    Message::Gone { incarnation },
+                );
             }
         }
         if left > 1 {
             let peers = peers.to_vec();
-            self.schedule(next, Event::Guard { node, boot, incarnation, left: left - 1, peers });
+            self.schedule(
+                next,
+                Event::Guard {
+                    node,
+                    boot,
+                    incarnation,
+                    left: left - 1,
+                    peers,
+                },
+            );
         }
     }
 
@@ -430,7 +621,7 @@ impl World {
                         self.crash(outside, false);
                         self.hosts[outside].stays_down = true;
                     }
-                    2 => self.freeze(outside, Duration::from_secs(3600)),
+                    2 => self.freeze(outside, Duration::from_hours(1)),
                     _ => {}
                 }
                 let share = [1.0, 0.6, 0.2][self.rng.random_range(0..3)];
@@ -446,7 +637,11 @@ impl World {
         for node in 0..nodes {
             for address in 0..self.addresses.len() {
                 if self.hosts[node].bad[address] && self.rng.random_bool(0.7) {
-                    self.inject(&Fault::Interface { node, address, up: true });
+                    self.inject(&Fault::Interface {
+                        node,
+                        address,
+                        up: true,
+                    });
                 }
             }
             self.hosts[node].interrupt = None;
@@ -466,8 +661,16 @@ impl World {
                 daemon.main_hung = daemon.main_hung.min(now);
                 daemon.detector_stalled = daemon.detector_stalled.min(now);
             }
-            self.inject(&Fault::Flag { node, flag: flags, on: false });
-            if self.hosts[node].daemon.as_ref().is_some_and(|daemon| daemon.leaving.is_some()) {
+            self.inject(&Fault::Flag {
+                node,
+                flag: flags,
+                on: false,
+            });
+            if self.hosts[node]
+                .daemon
+                .as_ref()
+                .is_some_and(|daemon| daemon.leaving.is_some())
+            {
                 self.crash(node, true);
             }
             self.schedule(now + Duration::from_millis(20), Event::Start { node });

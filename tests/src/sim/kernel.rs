@@ -26,20 +26,31 @@ pub struct Kernel {
 impl Kernel {
     /// Whether a packet of `address` passes the check.
     pub fn passes(&self, address: IpAddr, local: BootTime) -> bool {
-        self.grants.get(&address).and_then(|slot| self.deadlines.get(slot)).is_some_and(|end| local < *end)
+        self.grants
+            .get(&address)
+            .and_then(|slot| self.deadlines.get(slot))
+            .is_some_and(|end| local < *end)
     }
 
     /// When the last packet that passed the check leaves the host's queues, if later than `now`.
     pub fn silent_at(&self, address: IpAddr, queue: Duration) -> Real {
-        self.passed.get(&address).map_or(Real(0), |last| *last + queue)
+        self.passed
+            .get(&address)
+            .map_or(Real(0), |last| *last + queue)
     }
 
     /// Notes what passed since the last call; to be called before every change and every check.
     pub fn settle(&mut self, now: Real, clock: &Clock) {
         let local = clock.local(now);
         for (address, slot) in &self.grants {
-            let Some(end) = self.deadlines.get(slot) else { continue };
-            let last = if local < *end { now } else { clock.real(*end).min(now) };
+            let Some(end) = self.deadlines.get(slot) else {
+                continue;
+            };
+            let last = if local < *end {
+                now
+            } else {
+                clock.real(*end).min(now)
+            };
             if last > self.settled_at || local < *end {
                 let passed = self.passed.entry(*address).or_default();
                 *passed = last.max(*passed);
@@ -69,7 +80,10 @@ impl Kernel {
 
     /// Power is gone, and with it the queues.
     pub fn lost(&mut self, now: Real) {
-        *self = Self { settled_at: now, ..Self::default() };
+        *self = Self {
+            settled_at: now,
+            ..Self::default()
+        };
     }
 
     /// Grants an address in a slot.

@@ -40,7 +40,9 @@ impl World {
                 .filter(|daemon| daemon.leaving.is_none())
                 .map(|daemon| (daemon.life, daemon.incarnation))
         };
-        let (Some(of_a), Some(of_b)) = (life(a), life(b)) else { return };
+        let (Some(of_a), Some(of_b)) = (life(a), life(b)) else {
+            return;
+        };
         for (node, peer) in [(a, b), (b, a)] {
             if let Some(old) = self.believed(node, peer) {
                 self.close_end(old, node, false); // Replaced.
@@ -57,7 +59,9 @@ impl World {
 
     /// One end gives up; the other one hears of it if the way is open.
     fn close_end(&mut self, id: u64, node: usize, tell: bool) {
-        let Some(link) = self.net.links.get_mut(&id) else { return };
+        let Some(link) = self.net.links.get_mut(&id) else {
+            return;
+        };
         let end = link.end(node);
         let peer = link.nodes[1 - end];
         if !link.open[end] {
@@ -65,34 +69,53 @@ impl World {
         }
         link.open[end] = false;
         let (life, last) = (link.lives[end], link.last[end]);
-        let alive = self.hosts[node].daemon.as_ref().is_some_and(|daemon| daemon.life == life);
+        let alive = self.hosts[node]
+            .daemon
+            .as_ref()
+            .is_some_and(|daemon| daemon.life == life);
         if alive {
             self.give(node, Item::LinkDown(id, peer));
         }
         if tell && !self.net.streams[node][peer] {
             let delay = self.net.quality.delay(&mut self.rng);
             let at = last.max(self.now + delay);
-            self.schedule(at, Event::Closed { link: id, end: 1 - end });
+            self.schedule(
+                at,
+                Event::Closed {
+                    link: id,
+                    end: 1 - end,
+                },
+            );
         }
         self.forget(id);
     }
 
     fn forget(&mut self, id: u64) {
-        if self.net.links.get(&id).is_some_and(|link| link.open == [false; 2]) {
+        if self
+            .net
+            .links
+            .get(&id)
+            .is_some_and(|link| link.open == [false; 2])
+        {
             self.net.links.remove(&id);
         }
     }
 
     /// The other end's close arrives.
     pub fn closed(&mut self, id: u64, end: usize) {
-        let Some(link) = self.net.links.get(&id) else { return };
+        let Some(link) = self.net.links.get(&id) else {
+            return;
+        };
         let node = link.nodes[end];
         self.close_end(id, node, false);
     }
 
     /// A frame leaves; without link it is lost.
     pub fn send_frame(&mut self, node: usize, peer: usize, frame: PeerFrame) {
-        let believed = self.hosts[node].daemon.as_ref().and_then(|daemon| daemon.links[peer]);
+        let believed = self.hosts[node]
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.links[peer]);
         match &frame {
             PeerFrame::Assign(order) => {
                 self.say(|| format!("node {node} => {peer}: {order:?} link={believed:?}"));
@@ -105,19 +128,30 @@ impl World {
         let Some(id) = believed else { return };
         let delay = self.net.quality.delay(&mut self.rng);
         let now = self.now;
-        let Some(link) = self.net.links.get_mut(&id) else { return };
+        let Some(link) = self.net.links.get_mut(&id) else {
+            return;
+        };
         let end = link.end(node);
         if !link.open[end] {
             return;
         }
         let at = link.last[end].max(now + delay);
         link.last[end] = at;
-        self.schedule(at, Event::Frame { link: id, end: 1 - end, frame });
+        self.schedule(
+            at,
+            Event::Frame {
+                link: id,
+                end: 1 - end,
+                frame,
+            },
+        );
     }
 
     /// A frame arrives at an end.
     pub fn frame(&mut self, id: u64, end: usize, frame: PeerFrame) {
-        let Some(link) = self.net.links.get_mut(&id) else { return };
+        let Some(link) = self.net.links.get_mut(&id) else {
+            return;
+        };
         let (from, to) = (link.nodes[1 - end], link.nodes[end]);
         let blocked = self.net.streams[from][to] || !self.hosts[to].powered;
         if blocked || !link.stalled[1 - end].is_empty() {
@@ -128,10 +162,15 @@ impl World {
     }
 
     fn arrive(&mut self, id: u64, end: usize, frame: PeerFrame) {
-        let Some(link) = self.net.links.get(&id) else { return };
+        let Some(link) = self.net.links.get(&id) else {
+            return;
+        };
         let (node, peer) = (link.nodes[end], link.nodes[1 - end]);
         let life = link.lives[end];
-        let here = self.hosts[node].daemon.as_ref().is_some_and(|daemon| daemon.life == life);
+        let here = self.hosts[node]
+            .daemon
+            .as_ref()
+            .is_some_and(|daemon| daemon.life == life);
         if here && link.open[end] {
             self.give(node, Item::Frame(id, peer, frame));
         }
@@ -144,11 +183,16 @@ impl World {
         let ids: Vec<u64> = self.net.links.keys().copied().collect();
         for id in ids {
             for end in 0..2 {
-                let Some(link) = self.net.links.get(&id) else { break };
+                let Some(link) = self.net.links.get(&id) else {
+                    break;
+                };
                 let (node, peer) = (link.nodes[end], link.nodes[1 - end]);
                 let (life, peer_life) = (link.lives[end], link.lives[1 - end]);
                 let lives = |node: usize, life: u64| {
-                    self.hosts[node].daemon.as_ref().is_some_and(|daemon| daemon.life == life)
+                    self.hosts[node]
+                        .daemon
+                        .as_ref()
+                        .is_some_and(|daemon| daemon.life == life)
                 };
                 if !lives(node, life) {
                     // The process is gone, and its sockets with it.
@@ -165,11 +209,16 @@ impl World {
                     && link.open[1 - end];
                 let (now, idle) = (self.now, self.habits.idle);
                 let frozen = self.hosts[node].frozen;
-                let Some(link) = self.net.links.get_mut(&id) else { break };
+                let Some(link) = self.net.links.get_mut(&id) else {
+                    break;
+                };
                 if speaks {
                     link.quiet[end] = None;
-                    while let Some(frame) =
-                        self.net.links.get_mut(&id).and_then(|link| link.stalled[1 - end].pop_front())
+                    while let Some(frame) = self
+                        .net
+                        .links
+                        .get_mut(&id)
+                        .and_then(|link| link.stalled[1 - end].pop_front())
                     {
                         self.arrive(id, end, frame);
                     }

@@ -25,7 +25,12 @@ pub struct Quality {
 
 impl Quality {
     /// A local network.
-    pub const GOOD: Self = Self { loss: 0.0, double: 0.0, late: 0.0, late_by: Duration::ZERO };
+    pub const GOOD: Self = Self {
+        loss: 0.0,
+        double: 0.0,
+        late: 0.0,
+        late_by: Duration::ZERO,
+    };
 
     /// Time on the way.
     pub fn delay(&self, rng: &mut ChaCha8Rng) -> Duration {

@@ -90,7 +90,11 @@ pub struct Violation {
 
 impl std::fmt::Display for Violation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} broken at {:.6} s: {}", self.promise, self.at, self.text)
+        write!(
+            f,
+            "{} broken at {:.6} s: {}",
+            self.promise, self.at, self.text
+        )
     }
 }
 

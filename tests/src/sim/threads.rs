@@ -29,7 +29,9 @@ impl World {
     pub fn wake_detector(&mut self, node: usize, at: Real) {
         let late = self.habits.wakeup;
         let at = at.max(self.now) + self.upto(late);
-        let Some(daemon) = self.daemon(node) else { return };
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
         let at = at.max(daemon.detector_stalled);
         if at < daemon.detector_due.0 {
             daemon.detector_due = (at, daemon.detector_due.1 + 1);
@@ -42,7 +44,9 @@ impl World {
     pub fn wake_main(&mut self, node: usize, at: Real) {
         let late = self.habits.wakeup;
         let at = at.max(self.now) + self.upto(late);
-        let Some(daemon) = self.daemon(node) else { return };
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
         let at = at.max(daemon.main_hung);
         if at < daemon.main_due.0 {
             daemon.main_due = (at, daemon.main_due.1 + 1);
@@ -53,7 +57,9 @@ impl World {
 
     fn wake_executor(&mut self, node: usize, at: Real) {
         let now = self.now;
-        let Some(daemon) = self.daemon(node) else { return };
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
         if at < daemon.executor_due.0 {
             daemon.executor_due = (at.max(now), daemon.executor_due.1 + 1);
             let (life, number) = (daemon.life, daemon.executor_due.1);
@@ -72,9 +78,11 @@ impl World {
 
     /// A datagram arrives in the socket.
     pub fn datagram(&mut self, to: usize, datagram: Datagram) {
-        let blocked = self.net.datagrams[datagram.from][to];
-        let Some(daemon) = self.daemon(to) else { return };
-        if blocked || daemon.socket.len() >= SOCKET {
+        // What was under way when the network broke still arrives.
+        let Some(daemon) = self.daemon(to) else {
+            return;
+        };
+        if daemon.socket.len() >= SOCKET {
             return;
         }
         daemon.socket.push_back(datagram);
@@ -84,7 +92,9 @@ impl World {
 
     /// Whether the daemon stops in its tracks before this effect.
     fn interrupted(&mut self, node: usize, thread: Thread) -> bool {
-        let Some(interrupt) = self.hosts[node].interrupt.as_mut() else { return false };
+        let Some(interrupt) = self.hosts[node].interrupt.as_mut() else {
+            return false;
+        };
         if interrupt.thread != thread {
             return false;
         }
@@ -118,7 +128,9 @@ impl World {
         loop {
             // R6: the clock is read after the receipt.
             let now = self.local(node);
-            let Some(daemon) = self.daemon(node) else { return };
+            let Some(daemon) = self.daemon(node) else {
+                return;
+            };
             let me = daemon.incarnation;
             let mut out = Out(&mut daemon.detector_effects);
             if let Some(datagram) = daemon.socket.pop_front() {
@@ -127,10 +139,16 @@ impl World {
                     continue; // Sealed under keys of another session.
                 }
                 let message = &datagram.message;
-                daemon.authority.handle(now, authority::Input::Datagram { from, message }, &mut out);
+                daemon.authority.handle(
+                    now,
+                    authority::Input::Datagram { from, message },
+                    &mut out,
+                );
             } else if daemon.progress != daemon.progress_seen {
                 daemon.progress_seen = daemon.progress;
-                daemon.authority.handle(now, authority::Input::Progress, &mut out);
+                daemon
+                    .authority
+                    .handle(now, authority::Input::Progress, &mut out);
             } else if let Some(command) = daemon.commands.pop_front() {
                 let input = match command {
                     Command::Session(pnn, incarnation) => {
@@ -144,7 +162,9 @@ impl World {
                         let message = Message::Gone { incarnation: me };
                         for index in 0..daemon.sessions.len() {
                             let to = super::world::pnn(index);
-                            daemon.detector_effects.push_back(DetectorEffect::Send(to, message));
+                            daemon
+                                .detector_effects
+                                .push_back(DetectorEffect::Send(to, message));
                         }
                         if !self.detector_effects(node) {
                             return;
@@ -154,7 +174,9 @@ impl World {
                 };
                 daemon.authority.handle(now, input, &mut out);
             } else {
-                daemon.authority.handle(now, authority::Input::Tick, &mut out);
+                daemon
+                    .authority
+                    .handle(now, authority::Input::Tick, &mut out);
                 if self.detector_effects(node) {
                     break;
                 }
@@ -170,7 +192,9 @@ impl World {
     /// Carries out what the detector decided; false if it was stopped meanwhile.
     fn detector_effects(&mut self, node: usize) -> bool {
         loop {
-            let Some(daemon) = self.daemon(node) else { return false };
+            let Some(daemon) = self.daemon(node) else {
+                return false;
+            };
             if daemon.detector_effects.is_empty() {
                 return true;
             }
@@ -179,14 +203,17 @@ impl World {
                 self.wake_detector(node, now);
                 return false;
             }
-            let Some(effect) =
-                self.daemon(node).and_then(|daemon| daemon.detector_effects.pop_front())
+            let Some(effect) = self
+                .daemon(node)
+                .and_then(|daemon| daemon.detector_effects.pop_front())
             else {
                 return true;
             };
             match effect {
                 DetectorEffect::Send(to, message) => {
-                    let Some(daemon) = self.daemon(node) else { return false };
+                    let Some(daemon) = self.daemon(node) else {
+                        return false;
+                    };
                     let (life, to_life) = (daemon.incarnation, daemon.sessions[to.index()]);
                     self.send(node, to.index(), life, to_life, message);
                 }
@@ -221,18 +248,37 @@ impl World {
         if quality.loss > 0.0 && self.rng.random_bool(quality.loss) {
             return;
         }
-        let datagram = Datagram { from, from_life, to_life, message };
+        let datagram = Datagram {
+            from,
+            from_life,
+            to_life,
+            message,
+        };
         let at = self.now + quality.delay(&mut self.rng);
         if quality.double > 0.0 && self.rng.random_bool(quality.double) {
             let again = self.now + quality.delay(&mut self.rng);
-            self.schedule(again, Event::Datagram { to, datagram: Box::new(datagram) });
+            self.schedule(
+                again,
+                Event::Datagram {
+                    to,
+                    datagram: Box::new(datagram),
+                },
+            );
         }
-        self.schedule(at, Event::Datagram { to, datagram: Box::new(datagram) });
+        self.schedule(
+            at,
+            Event::Datagram {
+                to,
+                datagram: Box::new(datagram),
+            },
+        );
     }
 
     fn publish(&mut self, node: usize) {
         let local = self.local(node);
-        let Some(daemon) = self.daemon(node) else { return };
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
         let status = Box::new(daemon.authority.status(local));
         let old = &daemon.published;
         let news = old.epoch != status.epoch
@@ -261,7 +307,10 @@ impl World {
     }
 
     fn note_status(&mut self, node: usize, old: &authority::Status, new: &authority::Status) {
-        let (was, is) = (old.acting.map(|(term, _)| term), new.acting.map(|(term, _)| term));
+        let (was, is) = (
+            old.acting.map(|(term, _)| term),
+            new.acting.map(|(term, _)| term),
+        );
         if let Some(term) = is
             && was != is
         {
@@ -311,7 +360,10 @@ impl World {
         if first && !self.read_status(node) {
             return;
         }
-        while let Some(item) = self.daemon(node).and_then(|daemon| daemon.inbox.pop_front()) {
+        while let Some(item) = self
+            .daemon(node)
+            .and_then(|daemon| daemon.inbox.pop_front())
+        {
             if !self.item(node, item) {
                 return;
             }
@@ -320,7 +372,9 @@ impl World {
             return;
         }
         let local = self.local(node);
-        let Some(daemon) = self.daemon(node) else { return };
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
         daemon.progress = local.0;
         if local >= daemon.next_tick {
             let wakeups = std::mem::take(&mut daemon.wakeups);
@@ -330,7 +384,9 @@ impl World {
                 self.broken("SPIN", text);
                 return;
             }
-            let Some(daemon) = self.daemon(node) else { return };
+            let Some(daemon) = self.daemon(node) else {
+                return;
+            };
             daemon.next_tick = local + TICK;
             daemon.news = true;
             if !self.feed(node, Input::Tick) || !self.read_status(node) {
@@ -340,14 +396,18 @@ impl World {
         if !self.look_after(node) {
             return;
         }
-        let Some(daemon) = self.daemon(node) else { return };
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
         let next = daemon.next_tick;
         let at = self.hosts[node].clock.real(next);
         self.wake_main(node, at);
     }
 
     fn read_status(&mut self, node: usize) -> bool {
-        let Some(daemon) = self.daemon(node) else { return false };
+        let Some(daemon) = self.daemon(node) else {
+            return false;
+        };
         if !daemon.news {
             return true;
         }
@@ -359,19 +419,25 @@ impl World {
     /// Hands an input to the coordinator; false if the daemon was stopped meanwhile.
     fn feed(&mut self, node: usize, input: Input) -> bool {
         let now = self.local(node);
-        let Some(daemon) = self.daemon(node) else { return false };
+        let Some(daemon) = self.daemon(node) else {
+            return false;
+        };
         let effects = daemon.coordinator.handle(now, input);
         daemon.main_effects.extend(effects);
         self.main_effects(node)
     }
 
     fn item(&mut self, node: usize, item: Item) -> bool {
-        let Some(daemon) = self.daemon(node) else { return false };
+        let Some(daemon) = self.daemon(node) else {
+            return false;
+        };
         match item {
             Item::LinkUp(link, peer, incarnation) => {
                 daemon.links[peer] = Some(link);
                 let pnn = super::world::pnn(peer);
-                daemon.commands.push_back(Command::Session(pnn, incarnation));
+                daemon
+                    .commands
+                    .push_back(Command::Session(pnn, incarnation));
                 self.say(|| format!("node {node}: link to {peer} up, {incarnation:?}"));
                 let now = self.now;
                 self.wake_detector(node, now);
@@ -426,7 +492,9 @@ impl World {
         let startup = self.habits.startup;
         let settle = self.timing.settle();
         let now = self.local(node);
-        let Some(daemon) = self.daemon(node) else { return false };
+        let Some(daemon) = self.daemon(node) else {
+            return false;
+        };
         if daemon.info.run_state == RunState::FirstRecovery
             && let Some(status) = daemon.coordinator.status()
             && status.right_until.is_some()
@@ -440,8 +508,13 @@ impl World {
         if !self.feed(node, Input::Info(info)) {
             return false;
         }
-        let Some(daemon) = self.daemon(node) else { return false };
-        let active = !daemon.info.flags.intersects(NodeFlags::BANNED | NodeFlags::STOPPED);
+        let Some(daemon) = self.daemon(node) else {
+            return false;
+        };
+        let active = !daemon
+            .info
+            .flags
+            .intersects(NodeFlags::BANNED | NodeFlags::STOPPED);
         let gone = matches!(daemon.leaving, Some(Leaving::Silent(_) | Leaving::End(_)));
         let eligible = active && !gone;
         let books = daemon.coordinator.books(now);
@@ -451,14 +524,18 @@ impl World {
             let at = self.now;
             self.wake_detector(node, at);
         }
-        let Some(daemon) = self.daemon(node) else { return false };
+        let Some(daemon) = self.daemon(node) else {
+            return false;
+        };
         if daemon.eligible != Some(eligible) {
             daemon.eligible = Some(eligible);
             daemon.commands.push_back(Command::Eligible(eligible));
             let at = self.now;
             self.wake_detector(node, at);
         }
-        let Some(daemon) = self.daemon(node) else { return false };
+        let Some(daemon) = self.daemon(node) else {
+            return false;
+        };
         match daemon.leaving {
             Some(Leaving::Handover(until))
                 if now >= until || daemon.coordinator.holder().holds().is_empty() =>
@@ -500,7 +577,9 @@ impl World {
     /// Carries out what the coordinator decided; false if the daemon was stopped meanwhile.
     fn main_effects(&mut self, node: usize) -> bool {
         loop {
-            let Some(daemon) = self.daemon(node) else { return false };
+            let Some(daemon) = self.daemon(node) else {
+                return false;
+            };
             if daemon.main_effects.is_empty() {
                 return true;
             }
@@ -509,7 +588,9 @@ impl World {
                 self.wake_main(node, now);
                 return false;
             }
-            let Some(effect) = self.daemon(node).and_then(|daemon| daemon.main_effects.pop_front())
+            let Some(effect) = self
+                .daemon(node)
+                .and_then(|daemon| daemon.main_effects.pop_front())
             else {
                 return true;
             };
@@ -544,12 +625,16 @@ impl World {
             return;
         }
         let (now, fails) = (self.now, self.habits.take_fails);
-        let Some(daemon) = self.hosts[node].daemon.as_deref_mut() else { return };
+        let Some(daemon) = self.hosts[node].daemon.as_deref_mut() else {
+            return;
+        };
         if let Some(taking) = &mut daemon.taking {
             if let Some(address) = taking.rest.pop_front() {
                 let (slot, failed) = (taking.slot, fails > 0.0 && self.rng.random_bool(fails));
                 if failed {
-                    taking.results.push((address, Err("the model says no".to_owned())));
+                    taking
+                        .results
+                        .push((address, Err("the model says no".to_owned())));
                 } else {
                     taking.results.push((address, Ok(())));
                     let host = &mut self.hosts[node];
@@ -559,16 +644,27 @@ impl World {
                 self.say(|| format!("node {node}: granted {address} slot {slot} ok={}", !failed));
             }
             if let Some(daemon) = self.hosts[node].daemon.as_deref_mut()
-                && daemon.taking.as_ref().is_some_and(|taking| taking.rest.is_empty())
+                && daemon
+                    .taking
+                    .as_ref()
+                    .is_some_and(|taking| taking.rest.is_empty())
                 && let Some(done) = daemon.taking.take()
             {
                 self.give(node, Item::Taken(done.epoch, done.results));
             }
         } else if let Some(work) = daemon.jobs.pop_front() {
             match work {
-                Work::Take { epoch, slot, addresses } => {
-                    daemon.taking =
-                        Some(Taking { epoch, slot, rest: addresses.into(), results: Vec::new() });
+                Work::Take {
+                    epoch,
+                    slot,
+                    addresses,
+                } => {
+                    daemon.taking = Some(Taking {
+                        epoch,
+                        slot,
+                        rest: addresses.into(),
+                        results: Vec::new(),
+                    });
                 }
                 Work::Release { addresses } => {
                     let life = daemon.life;
@@ -576,10 +672,19 @@ impl World {
                     for address in &addresses {
                         host.kernel.revoke(now, &host.clock, *address);
                     }
-                    let silent = host.clock.real(host.clock.local(now) + self.timing.settle());
+                    let silent = host
+                        .clock
+                        .real(host.clock.local(now) + self.timing.settle());
                     let text = addresses.clone();
                     self.say(|| format!("node {node}: silenced {text:?}"));
-                    self.schedule(silent, Event::Settled { node, life, addresses });
+                    self.schedule(
+                        silent,
+                        Event::Settled {
+                            node,
+                            life,
+                            addresses,
+                        },
+                    );
                 }
                 Work::Discard { addresses } => {
                     let host = &mut self.hosts[node];
@@ -590,7 +695,9 @@ impl World {
             }
         }
         let take = self.habits.take;
-        let Some(daemon) = self.daemon(node) else { return };
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
         if daemon.taking.is_some() {
             let at = now + self.upto(take);
             self.wake_executor(node, at);

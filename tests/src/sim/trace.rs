@@ -14,7 +14,10 @@ pub struct Trace {
 impl Trace {
     /// Keeps the last `keep` lines; none if zero.
     pub fn new(keep: usize) -> Self {
-        Self { keep, lines: VecDeque::new() }
+        Self {
+            keep,
+            lines: VecDeque::new(),
+        }
     }
 
     /// Whether lines are kept, so that nothing is formatted in vain.

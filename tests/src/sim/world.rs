@@ -32,11 +32,19 @@ pub enum Event {
     /// The executor thread goes on.
     Executor { node: usize, life: u64, number: u64 },
     /// Packets of released addresses have left.
-    Settled { node: usize, life: u64, addresses: Vec<IpAddr> },
+    Settled {
+        node: usize,
+        life: u64,
+        addresses: Vec<IpAddr>,
+    },
     /// A datagram arrives.
     Datagram { to: usize, datagram: Box<Datagram> },
     /// A frame arrives.
-    Frame { link: u64, end: usize, frame: PeerFrame },
+    Frame {
+        link: u64,
+        end: usize,
+        frame: PeerFrame,
+    },
     /// The other end of a link closed.
     Closed { link: u64, end: usize },
     /// Links are looked at: what stalled goes on, what is silent breaks.
@@ -44,7 +52,13 @@ pub enum Event {
     /// Two nodes without link try to get one.
     Dial { a: usize, b: usize },
     /// The guard of a dead daemon: ends the deadlines, then says so `left` times.
-    Guard { node: usize, boot: u64, incarnation: Incarnation, left: u32, peers: Vec<Incarnation> },
+    Guard {
+        node: usize,
+        boot: u64,
+        incarnation: Incarnation,
+        left: u32,
+        peers: Vec<Incarnation>,
+    },
     /// A daemon starts.
     Start { node: usize },
     /// A machine has booted.
@@ -53,8 +67,6 @@ pub enum Event {
     Thaw { node: usize, freeze: u64 },
     /// The next fault.
     Chaos,
-    /// Something that a plan or scenario asked for.
-    Do(super::faults::Fault),
     /// Faults are over.
     Quiet,
     /// Addresses are looked at.
@@ -129,7 +141,9 @@ impl World {
             timing: options.profile.timing(),
             hosts: Vec::new(),
             net: Net::new(nodes),
-            addresses: (0..addresses).map(|i| IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1))).collect(),
+            addresses: (0..addresses)
+                .map(|i| IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1)))
+                .collect(),
             habits: Habits {
                 wakeup: Duration::from_micros(200),
                 take: Duration::from_millis(5),
@@ -148,7 +162,11 @@ impl World {
             number: 0,
         };
         for index in 0..nodes {
-            let local = BootTime(world.rng.random_range(20_000_000_000..1_000_000_000_000_000));
+            let local = BootTime(
+                world
+                    .rng
+                    .random_range(20_000_000_000..1_000_000_000_000_000),
+            );
             world.hosts.push(Host {
                 // Node counts are small.
                 pnn: pnn(index),
@@ -178,7 +196,11 @@ impl World {
     /// Puts an event into the queue.
     pub fn schedule(&mut self, at: Real, event: Event) {
         self.number += 1;
-        self.queue.push(Reverse(Scheduled { at: at.max(self.now), number: self.number, event }));
+        self.queue.push(Reverse(Scheduled {
+            at: at.max(self.now),
+            number: self.number,
+            event,
+        }));
     }
 
     /// Adds a line to the trace.
@@ -202,17 +224,26 @@ impl World {
     /// Runs until the end or the first broken promise.
     pub fn run(mut self) -> Outcome {
         self.run_until(self.end);
-        Outcome { violation: self.violation, stats: self.stats, trace: self.trace.text() }
+        Outcome {
+            violation: self.violation,
+            stats: self.stats,
+            trace: self.trace.text(),
+        }
     }
 
     /// Runs until `end`, or the first broken promise.
     pub fn run_until(&mut self, end: Real) {
         while self.violation.is_none() {
-            let due = self.queue.peek().is_some_and(|Reverse(next)| next.at <= end);
+            let due = self
+                .queue
+                .peek()
+                .is_some_and(|Reverse(next)| next.at <= end);
             if !due {
                 break;
             }
-            let Some(Reverse(next)) = self.queue.pop() else { break };
+            let Some(Reverse(next)) = self.queue.pop() else {
+                break;
+            };
             self.now = next.at;
             self.stats.events += 1;
             self.step(next.event);
@@ -228,7 +259,11 @@ impl World {
             | Event::Executor { node, life, .. }
             | Event::Settled { node, life, .. } => {
                 let host = &mut self.hosts[node];
-                if host.daemon.as_ref().is_none_or(|daemon| daemon.life != life) {
+                if host
+                    .daemon
+                    .as_ref()
+                    .is_none_or(|daemon| daemon.life != life)
+                {
                     return;
                 }
                 if host.frozen {
@@ -250,14 +285,19 @@ impl World {
             Event::Closed { link, end } => self.closed(link, end),
             Event::Links => self.look_at_links(),
             Event::Dial { a, b } => self.dial(a, b),
-            Event::Guard { node, boot, incarnation, left, peers } => {
+            Event::Guard {
+                node,
+                boot,
+                incarnation,
+                left,
+                peers,
+            } => {
                 self.guard(node, boot, incarnation, left, &peers);
             }
             Event::Start { node } => self.start(node),
             Event::Boot { node } => self.boot(node),
             Event::Thaw { node, freeze } => self.thaw(node, freeze),
             Event::Chaos => self.chaos(),
-            Event::Do(fault) => self.inject(&fault),
             Event::Quiet => self.quiet(),
             Event::Check => self.check_addresses(),
         }
@@ -267,7 +307,11 @@ impl World {
     pub fn broken(&mut self, promise: &'static str, text: String) {
         if self.violation.is_none() {
             self.say(|| format!("*** {promise}: {text}"));
-            self.violation = Some(Violation { promise, at: self.now.seconds(), text });
+            self.violation = Some(Violation {
+                promise,
+                at: self.now.seconds(),
+                text,
+            });
         }
     }
 

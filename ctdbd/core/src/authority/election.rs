@@ -66,7 +66,10 @@ impl Authority {
         if self.abstaining(now) || self.leaving {
             return false;
         }
-        if self.newest.max(self.voted).is_some_and(|newest| term < newest)
+        if self
+            .newest
+            .max(self.voted)
+            .is_some_and(|newest| term < newest)
             && !self.config.planted.has(Bug::NoTermFence)
         {
             return false;
@@ -316,7 +319,12 @@ impl Authority {
         let yes = NodeSet::from_iter([self.config.me]);
         let until = now + self.config.timing.interval * 2;
         let no = NodeSet::EMPTY;
-        self.role = Role::PreCandidate { term, yes, no, until };
+        self.role = Role::PreCandidate {
+            term,
+            yes,
+            no,
+            until,
+        };
         self.broadcast(
             &Message::VoteRequest {
                 term,
@@ -373,6 +381,9 @@ impl Authority {
             return;
         }
         self.clear_evidence();
+        for peer in &mut self.peers {
+            peer.stopped = None; // Of an older term (R14).
+        }
         self.raise_newest(term);
         self.role = Role::Leader {
             term,
@@ -397,7 +408,10 @@ impl Authority {
         if term.leader != from || term.session != incarnation {
             return;
         }
-        let above = self.newest.max(self.voted).is_none_or(|newest| term > newest);
+        let above = self
+            .newest
+            .max(self.voted)
+            .is_none_or(|newest| term > newest);
         let granted = above && self.can_promise(now, term);
         self.highest_number = self.highest_number.max(term.number);
         if granted && !pre {

@@ -55,7 +55,10 @@ impl Authority {
                 continue;
             }
             let peer = &self.peers[pnn.index()];
-            let current = Epoch { incarnation: peer.incarnation, number: peer.epoch };
+            let current = Epoch {
+                incarnation: peer.incarnation,
+                number: peer.epoch,
+            };
             let unaccounted = self.books.unaccounted.contains(pnn)
                 && !(peer.evidence.is_some() && peer.evidence_epoch == current)
                 && now.since(elected_at) >= timing.lease;
@@ -91,21 +94,31 @@ impl Authority {
             return;
         }
         for x in self.evict_set().iter() {
-            if self.peers[x.index()].evidence.is_some_and(|s| s >= sent_at) {
+            let peer = &self.peers[x.index()];
+            if peer.evidence.is_some_and(|s| s >= sent_at) {
                 continue;
             }
-            if self.peers[x.index()].epoch_learned_at >= sent_at {
+            if peer.epoch_learned_at >= sent_at {
                 continue; // R13.
             }
             if let Some(missing) = self.missing_age(now, x, sent_at) {
                 if missing == Duration::ZERO {
                     let peer = &mut self.peers[x.index()];
                     peer.evidence = Some(sent_at);
-                    peer.evidence_epoch =
-                        Epoch { incarnation: peer.incarnation, number: peer.epoch };
+                    peer.evidence_epoch = Epoch {
+                        incarnation: peer.incarnation,
+                        number: peer.epoch,
+                    };
                 } else {
-                    // Ask again when the answer will be yes, not at the next interval.
-                    let at = now + missing + EVIDENCE_SLACK;
+                    // Ask again when the answer will be yes, not at the next interval. Who has
+                    // not heard of the death yet (R19) soon has.
+                    let gone = peer.gone != Incarnation::NONE && peer.gone == peer.incarnation;
+                    let wait = if gone {
+                        missing.min(self.config.timing.interval / 16)
+                    } else {
+                        missing
+                    };
+                    let at = now + wait + EVIDENCE_SLACK;
                     self.next_heartbeat = self.next_heartbeat.min(at);
                 }
             }

@@ -139,7 +139,7 @@ impl Authority {
         };
     }
 
-    fn slot(&self) -> u32 {
+    pub(super) fn slot(&self) -> u32 {
         if self.config.planted.has(Bug::OneSlot) {
             1
         } else {

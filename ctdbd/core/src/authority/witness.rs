@@ -105,7 +105,7 @@ impl Authority {
 
     /// R19: the guard of a dead daemon speaks, after its deadline has ended, or the leader
     /// forwards it. It ends promises to, and ages for, that incarnation only.
-    pub(super) fn gone(&mut self, now: BootTime, incarnation: Incarnation, sink: &mut impl Sink) {
+    pub(super) fn gone(&mut self, now: BootTime, incarnation: Incarnation) {
         let dead = self.config.voters.iter().find(|pnn| {
             incarnation != Incarnation::NONE
                 && *pnn != self.config.me
@@ -127,7 +127,6 @@ impl Authority {
             self.schedule_stand(now);
         }
         if self.is_leader() {
-            self.broadcast(&Message::Gone { incarnation }, sink);
             self.begin_eviction(now, dead);
             self.next_heartbeat = now;
         }
