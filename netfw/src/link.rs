@@ -22,6 +22,9 @@ const NOTE_BYTES: usize = 4096;
 /// Notifications taken off the socket before others get their turn.
 const DRAIN_LIMIT: usize = 4096;
 
+/// Inside `IFLA_LINKINFO`: what the interface is a port of (`linux/if_link.h`).
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -37,6 +40,9 @@ pub struct Link {
     pub loopback: bool,
     /// The bridge, bond or VRF that this is a port of.
     pub master: Option<IfIndex>,
+    /// A port of a bridge, bond or team: its master carries the addresses. A port of a VRF
+    /// carries its own.
+    pub port: bool,
     /// Hardware address: 6 bytes on Ethernet, 20 on InfiniBand, none on some tunnels.
     pub mac: Vec<u8>,
     /// Hardware broadcast address, as long as `mac`.
@@ -93,12 +99,14 @@ fn parse_link(raw: Raw<'_>) -> Option<Link> {
         admin_up: has(libc::IFF_UP),
         loopback: has(libc::IFF_LOOPBACK) || hardware_type == ARPHRD_LOOPBACK,
         master: None,
+        port: false,
         mac: Vec::new(),
         broadcast: Vec::new(),
         hardware_type,
         qdisc: String::new(),
         mtu: 0,
     };
+    let mut vrf = false;
     for (kind, value) in attributes(rest) {
         match kind {
             libc::IFLA_IFNAME => link.name = text(value),
@@ -107,9 +115,14 @@ fn parse_link(raw: Raw<'_>) -> Option<Link> {
             libc::IFLA_BROADCAST => link.broadcast = value.to_vec(),
             libc::IFLA_MTU => link.mtu = number(value)?,
             libc::IFLA_MASTER => link.master = number(value),
+            libc::IFLA_LINKINFO => {
+                let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_SLAVE_KIND);
+                vrf = kind.is_some_and(|(_, name)| text(name) == "vrf");
+            }
             _ => {}
         }
     }
+    link.port = link.master.is_some() && !vrf;
     Some(link)
 }
 

@@ -76,6 +76,10 @@ fn node(view: &View<'_>, number: u32, address: IpAddr) -> NodeView {
         shown.capabilities = info.capabilities;
         shown.reason.clone_from(&info.reason);
         shown.started_at = info.started_at as f64;
+        // What `ctdb status` finds out by asking the node (`spec/cluster.md` 2.1).
+        if shown.flags.is_empty() && info.interfaces.iter().any(|interface| !interface.up) {
+            "PARTIALLYONLINE".clone_into(&mut shown.flags_text);
+        }
     }
     if let Some(status) = view.coordinator.status() {
         let peer = &status.peers[pnn.index()];

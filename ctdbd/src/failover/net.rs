@@ -186,9 +186,8 @@ impl Net {
     fn scan_links(&mut self, dump: &Dump) {
         let mut found = BTreeMap::new();
         for link in dump.links.iter().filter(|link| !link.loopback) {
-            // Ports of a bridge or bond carry no addresses; their master does.
             let mut guarded = true;
-            if link.master.is_none()
+            if !link.port
                 && let Some(lease) = &mut self.lease
                 && let Err(error) = lease.attach(link.index)
             {
@@ -312,6 +311,14 @@ impl Net {
         }
         // ADDR-4: what listens passes, everything else is dropped; before the address is there.
         self.refresh_listeners();
+        if self.lease.is_none()
+            && let Some(firewall) = &mut self.firewall
+        {
+            let addresses: Vec<IpAddr> = placed.iter().map(|place| place.net.addr()).collect();
+            if let Err(error) = firewall.unblock(&addresses) {
+                tracing::error!(%error, "addresses stay blocked by the firewall");
+            }
+        }
         watch.lap("firewall");
         let wanted: Vec<(u32, IpNet)> = batch
             .iter()
@@ -511,6 +518,12 @@ impl Net {
                 self.remove(addresses)?;
             }
         } else {
+            // Without a lease the firewall keeps the kernel's own resets in while the address goes.
+            if let Some(firewall) = &mut self.firewall
+                && let Err(error) = firewall.block(addresses)
+            {
+                tracing::warn!(%error, "released addresses cannot be blocked");
+            }
             self.remove(addresses)?;
         }
         let mut queued = false;
