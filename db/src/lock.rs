@@ -1,0 +1,368 @@
+//! The byte ranges that libtdb locks, by open-file-description locks (spec/database.md B.1, B.2).
+//!
+//! These conflict with libtdb's classic locks in both directions and belong to the open file, not
+//! to the process: every handle is a lock owner of its own, also against other handles of this
+//! process (B.8.7).
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::format::Geometry;
+
+/// How a lock is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockKind {
+    /// With other readers.
+    Shared,
+    /// With nobody.
+    Exclusive,
+}
+
+impl LockKind {
+    /// Whether holding `self` satisfies a wish for `other`.
+    pub(crate) fn covers(self, other: Self) -> bool {
+        self == Self::Exclusive || other == Self::Shared
+    }
+}
+
+/// How long to wait for a lock that somebody else holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    Try,
+    /// Until the time is over. The lock is tried at intervals of at most 4 ms, so such a waiter
+    /// has no place in the kernel's queue.
+    UpTo(Duration),
+    /// In the kernel, without end. Only for threads that nothing else depends on: the wait cannot
+    /// be cancelled.
+    Forever,
+}
+
+impl Wait {
+    /// The point in time until which to wait.
+    pub(crate) fn deadline(self) -> Deadline {
+        match self {
+            Self::Try => Deadline::Passed,
+            Self::UpTo(time) => Instant::now()
+                .checked_add(time)
+                .map_or(Deadline::Never, Deadline::At),
+            Self::Forever => Deadline::Never,
+        }
+    }
+}
+
+/// A [`Wait`] that has begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Deadline {
+    Passed,
+    At(Instant),
+    Never,
+}
+
+/// A lock of a file, by its name in spec/database.md B.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockName {
+    /// Creation, recovery and commit.
+    Open,
+    /// Held shared by every user of a `CLEAR_IF_FIRST` file.
+    Active,
+    /// One writing transaction or traverse at a time.
+    Transaction,
+    /// Update of the sequence number.
+    SequenceNumber,
+    /// The freelist and growth.
+    Freelist,
+    /// A hash chain.
+    Chain(u32),
+    /// All chains and all record bytes.
+    AllRecords,
+    /// The record at an offset: somebody's traverse stands on it.
+    Record(u32),
+}
+
+impl fmt::Display for LockName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open => f.write_str("the open lock"),
+            Self::Active => f.write_str("the active lock"),
+            Self::Transaction => f.write_str("the transaction lock"),
+            Self::SequenceNumber => f.write_str("the sequence number's lock"),
+            Self::Freelist => f.write_str("the freelist lock"),
+            Self::Chain(chain) => write!(f, "the lock of chain {chain}"),
+            Self::AllRecords => f.write_str("the lock of all records"),
+            Self::Record(offset) => write!(f, "the lock of the record at {offset:#x}"),
+        }
+    }
+}
+
+/// Start and length of a range of bytes; length 0 reaches to infinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) start: u32,
+    pub(crate) len: u32,
+}
+
+impl LockName {
+    /// The bytes that stand for the lock. Never shifted by a mutex area.
+    pub(crate) fn range(self) -> Range {
+        let byte = |start| Range { start, len: 1 };
+        match self {
+            Self::Open => byte(0),
+            Self::Active => byte(4),
+            Self::Transaction => byte(8),
+            Self::SequenceNumber => byte(48),
+            Self::Freelist => byte(164),
+            Self::Chain(chain) => byte(168 + 4 * chain),
+            Self::AllRecords => Range { start: 168, len: 0 },
+            Self::Record(offset) => byte(offset),
+        }
+    }
+}
+
+/// The bytes of all chains.
+pub(crate) fn chains_range(geometry: Geometry) -> Range {
+    Range {
+        start: 168,
+        len: 4 * geometry.hash_size(),
+    }
+}
+
+/// All record bytes.
+pub(crate) fn records_range(geometry: Geometry) -> Range {
+    Range {
+        start: 168 + 4 * geometry.hash_size(),
+        len: 0,
+    }
+}
+
+fn flock(range: Range, kind: Option<LockKind>) -> libc::flock {
+    let l_type = match kind {
+        Some(LockKind::Shared) => libc::F_RDLCK,
+        Some(LockKind::Exclusive) => libc::F_WRLCK,
+        None => libc::F_UNLCK,
+    };
+    libc::flock {
+        l_type: l_type as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: i64::from(range.start),
+        l_len: i64::from(range.len),
+        l_pid: 0,
+    }
+}
+
+/// Takes or converts a lock. `false`: somebody else holds it and the time is over.
+pub(crate) fn acquire(
+    file: &File,
+    range: Range,
+    kind: LockKind,
+    until: Deadline,
+) -> io::Result<bool> {
+    let lock = flock(range, Some(kind));
+    let mut pause = Duration::from_micros(20);
+    loop {
+        let arg = match until {
+            Deadline::Never => FcntlArg::F_OFD_SETLKW(&lock),
+            Deadline::Passed | Deadline::At(_) => FcntlArg::F_OFD_SETLK(&lock),
+        };
+        match fcntl(file, arg) {
+            Ok(_) => return Ok(true),
+            Err(nix::Error::EINTR) => {}
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
+                let left = match until {
+                    Deadline::At(at) => at.saturating_duration_since(Instant::now()),
+                    Deadline::Passed | Deadline::Never => Duration::ZERO,
+                };
+                if left.is_zero() {
+                    return Ok(false);
+                }
+                thread::sleep(pause.min(left));
+                pause = (pause * 2).min(Duration::from_millis(4));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Gives a range back.
+pub(crate) fn release(file: &File, range: Range) -> io::Result<()> {
+    loop {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&flock(range, None))) {
+            Ok(_) => return Ok(()),
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Takes a range piece by piece: all of it at once if nobody is there, else its halves (B.4).
+pub(crate) fn acquire_gradually(
+    file: &File,
+    range: Range,
+    kind: LockKind,
+    until: Deadline,
+) -> io::Result<bool> {
+    if range.len <= 4 {
+        return acquire(file, range, kind, until);
+    }
+    if acquire(file, range, kind, Deadline::Passed)? {
+        return Ok(true);
+    }
+    let half = range.len / 2;
+    let low = Range {
+        start: range.start,
+        len: half,
+    };
+    let high = Range {
+        start: range.start + half,
+        len: range.len - half,
+    };
+    Ok(acquire_gradually(file, low, kind, until)? && acquire_gradually(file, high, kind, until)?)
+}
+
+/// A counted lock of one handle.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub(crate) name: LockName,
+    pub(crate) kind: LockKind,
+    pub(crate) count: u32,
+}
+
+/// The lock of all records, as this handle holds it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeldAll {
+    pub(crate) kind: LockKind,
+    pub(crate) count: u32,
+    /// Shared, but counts as exclusive for this handle (B.5).
+    pub(crate) upgradable: bool,
+}
+
+/// What one handle holds (B.2).
+#[derive(Debug, Default)]
+pub(crate) struct LockTable {
+    /// Few: a chain, the freelist, the transaction.
+    held: Vec<Held>,
+    pub(crate) all: Option<HeldAll>,
+}
+
+impl LockTable {
+    pub(crate) fn find(&mut self, name: LockName) -> Option<&mut Held> {
+        self.held.iter_mut().find(|held| held.name == name)
+    }
+
+    pub(crate) fn insert(&mut self, name: LockName, kind: LockKind) {
+        self.held.push(Held {
+            name,
+            kind,
+            count: 1,
+        });
+    }
+
+    pub(crate) fn remove(&mut self, name: LockName) {
+        self.held.retain(|held| held.name != name);
+    }
+
+    /// Whether a chain or the freelist is held.
+    pub(crate) fn holds_data(&self) -> bool {
+        self.held
+            .iter()
+            .any(|held| matches!(held.name, LockName::Chain(_) | LockName::Freelist))
+    }
+
+    /// Whether anything is held.
+    pub(crate) fn holds_any(&self) -> bool {
+        self.all.is_some() || !self.held.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two_opens() -> (tempfile::TempDir, File, File) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"").unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        (dir, open(), open())
+    }
+
+    #[test]
+    fn ranges_of_b_1() {
+        let geometry = Geometry::new(3).unwrap();
+        assert_eq!(LockName::Chain(1).range(), Range { start: 172, len: 1 });
+        assert_eq!(LockName::Freelist.range(), Range { start: 164, len: 1 });
+        assert_eq!(
+            chains_range(geometry),
+            Range {
+                start: 168,
+                len: 12
+            }
+        );
+        assert_eq!(records_range(geometry), Range { start: 180, len: 0 });
+    }
+
+    #[test]
+    fn two_handles_of_one_process_exclude_each_other() {
+        let (_dir, a, b) = two_opens();
+        let range = LockName::Chain(0).range();
+        assert!(acquire(&a, range, LockKind::Shared, Deadline::Passed).unwrap());
+        assert!(acquire(&b, range, LockKind::Shared, Deadline::Passed).unwrap());
+        assert!(!acquire(&b, range, LockKind::Exclusive, Deadline::Passed).unwrap());
+        release(&a, range).unwrap();
+        assert!(acquire(&b, range, LockKind::Exclusive, Deadline::Passed).unwrap());
+        let begun = Instant::now();
+        let wait = Wait::UpTo(Duration::from_millis(50)).deadline();
+        assert!(!acquire(&a, range, LockKind::Shared, wait).unwrap());
+        assert!(begun.elapsed() >= Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_waiter_gets_the_lock_when_it_is_free() {
+        let (_dir, a, b) = two_opens();
+        let range = LockName::Transaction.range();
+        assert!(acquire(&a, range, LockKind::Exclusive, Deadline::Passed).unwrap());
+        let waiter = thread::spawn(move || {
+            let wait = Wait::UpTo(Duration::from_secs(10)).deadline();
+            acquire(&b, range, LockKind::Exclusive, wait).unwrap()
+        });
+        thread::sleep(Duration::from_millis(20));
+        release(&a, range).unwrap();
+        assert!(waiter.join().unwrap());
+    }
+
+    #[test]
+    fn a_busy_piece_of_a_range_is_waited_for() {
+        let (_dir, a, b) = two_opens();
+        let all = Range {
+            start: 168,
+            len: 40,
+        };
+        assert!(
+            acquire(
+                &a,
+                LockName::Chain(7).range(),
+                LockKind::Exclusive,
+                Deadline::Passed
+            )
+            .unwrap()
+        );
+        assert!(!acquire_gradually(&b, all, LockKind::Shared, Deadline::Passed).unwrap());
+        release(&a, LockName::Chain(7).range()).unwrap();
+        assert!(acquire_gradually(&b, all, LockKind::Shared, Deadline::Passed).unwrap());
+        assert!(
+            !acquire(
+                &a,
+                LockName::Chain(9).range(),
+                LockKind::Exclusive,
+                Deadline::Passed
+            )
+            .unwrap()
+        );
+    }
+}

@@ -1,0 +1,427 @@
+//! Space management: the freelist, dead records, growth, wiping (spec/database.md A.9).
+//!
+//! The policy is libtdb's, so that the same operations give the same bytes.
+
+use std::ops::ControlFlow;
+
+use crate::error::{Error, Fault, Result};
+use crate::format::{
+    FILL_WORD, FREE_MAGIC, FREELIST_TOP, MIN_SPLIT, RECORD_LEN, RecordHeader, RecordKind,
+    TAILER_LEN, USED_MAGIC, expansion, request_len,
+};
+use crate::handle::{LoopGuard, Tdb};
+use crate::lock::{LockKind, LockName, Wait};
+
+/// What the allocator found in the freelist.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    offset: u32,
+    rec_len: u32,
+    /// Offset of the word that leads to it.
+    link: u32,
+}
+
+/// Offset and `rec_len` of an allocated record.
+pub(crate) type Place = (u32, u32);
+
+impl Tdb {
+    /// Finds room for `payload` bytes of key and data. The chain of `hash` is locked.
+    pub(crate) fn allocate(&mut self, hash: u32, payload: u32) -> Result<Place> {
+        let requested = request_len(payload).ok_or(Error::TooLarge(u64::from(payload)))?;
+        let own = self.geometry.chain(hash);
+        if self.max_dead > 0 {
+            for i in 0..self.geometry.hash_size() {
+                let chain = self.geometry.chain(hash.wrapping_add(i));
+                if let Some(place) = self.reuse_dead(chain, payload)? {
+                    return Ok(place);
+                }
+                match self.lock(LockName::Freelist, LockKind::Exclusive, Wait::Try) {
+                    Ok(()) => return self.allocate_and_unlock(own, requested),
+                    Err(Error::Busy { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.lock(LockName::Freelist, LockKind::Exclusive, self.wait)?;
+        self.allocate_and_unlock(own, requested)
+    }
+
+    fn allocate_and_unlock(&mut self, own: u32, requested: u32) -> Result<Place> {
+        let result = self
+            .trim(own, 0)
+            .and_then(|()| self.allocate_free(requested));
+        let unlocked = self.unlock(LockName::Freelist);
+        result.and_then(|place| unlocked.map(|()| place))
+    }
+
+    /// Takes the smallest dead record of a chain that `payload` fits, if the chain is free.
+    fn reuse_dead(&mut self, chain: u32, payload: u32) -> Result<Option<Place>> {
+        let name = LockName::Chain(chain);
+        match self.lock(name, LockKind::Exclusive, Wait::Try) {
+            Ok(()) => {}
+            Err(Error::Busy { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let result = self.reuse_dead_locked(chain, payload);
+        let unlocked = self.unlock(name);
+        result.and_then(|place| unlocked.map(|()| place))
+    }
+
+    fn reuse_dead_locked(&mut self, chain: u32, payload: u32) -> Result<Option<Place>> {
+        let mut best: Option<(u32, RecordHeader, u32)> = None;
+        self.walk_chain(chain, |_, found| {
+            let record = &found.record;
+            let fits = record.kind() == RecordKind::Dead
+                && u64::from(record.rec_len) >= u64::from(payload) + u64::from(TAILER_LEN);
+            if fits && best.is_none_or(|(_, b, _)| record.rec_len < b.rec_len) {
+                best = Some((found.offset, *record, found.link));
+            }
+            Ok(ControlFlow::<()>::Continue(()))
+        })?;
+        let Some((offset, record, link)) = best else {
+            return Ok(None);
+        };
+        if !self.may_free(offset)? {
+            // Somebody's traverse stands on it and follows its `next`.
+            return Ok(None);
+        }
+        self.storage.write_word(link, record.next)?;
+        Ok(Some((offset, record.rec_len)))
+    }
+
+    /// Whether no traverse stands on the record.
+    fn may_free(&mut self, offset: u32) -> Result<bool> {
+        if self.positions.contains(&offset) {
+            return Ok(false);
+        }
+        if self.locks.all.is_some() {
+            // Nobody else can stand anywhere when our lock becomes or is exclusive.
+            return Ok(true);
+        }
+        let name = LockName::Record(offset);
+        match self.lock_range(name, LockKind::Exclusive, Wait::Try) {
+            Ok(()) => self.unlock_range(name).map(|()| true),
+            Err(Error::Busy { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Frees the dead records of a chain beyond the first `keep`, except where somebody stands.
+    /// The chain is locked exclusively; the freelist is locked when the first is freed.
+    pub(crate) fn trim(&mut self, chain: u32, keep: u32) -> Result<()> {
+        let mut freelist = false;
+        let result = self.trim_chain(chain, keep, &mut freelist);
+        if freelist {
+            let unlocked = self.unlock(LockName::Freelist);
+            return result.and(unlocked);
+        }
+        result
+    }
+
+    fn trim_chain(&mut self, chain: u32, keep: u32, freelist: &mut bool) -> Result<()> {
+        let mut dead = 0u32;
+        let mut link = self.geometry.head(chain);
+        let mut guard = LoopGuard::new(self.storage.size());
+        let mut offset = self.storage.read_word(link)?;
+        while offset != 0 {
+            if !guard.step(offset) {
+                return Err(self.storage.corrupt(offset, Fault::Cycle));
+            }
+            let record = self.read_checked(offset)?;
+            match record.kind() {
+                RecordKind::Used => link = offset,
+                RecordKind::Dead => {
+                    dead += 1;
+                    if dead > keep {
+                        if !*freelist {
+                            self.lock(LockName::Freelist, LockKind::Exclusive, self.wait)?;
+                            *freelist = true;
+                        }
+                        if self.may_free(offset)? {
+                            self.storage.write_word(link, record.next)?;
+                            self.free(offset, record)?;
+                        } else {
+                            link = offset;
+                        }
+                    } else {
+                        link = offset;
+                    }
+                }
+                _ => return Err(self.storage.corrupt(offset, Fault::BadMagic(record.magic))),
+            }
+            offset = record.next;
+        }
+        Ok(())
+    }
+
+    /// The free record that ends where `offset` begins (A.9.5).
+    fn free_left_neighbour(&mut self, offset: u32) -> Result<Option<(u32, RecordHeader)>> {
+        let data_start = self.geometry.data_start();
+        let Some(tailer_at) = offset.checked_sub(TAILER_LEN).filter(|at| *at > data_start) else {
+            return Ok(None);
+        };
+        let distance = self.storage.read_word(tailer_at)?;
+        if distance == 0 || distance == FILL_WORD || distance > offset {
+            return Ok(None);
+        }
+        let left = offset - distance;
+        if left < data_start || !left.is_multiple_of(4) {
+            return Ok(None);
+        }
+        let record = self.storage.read_record(left)?;
+        let is_free = record.kind() == RecordKind::Free && record.end(left) == Some(offset);
+        Ok(is_free.then_some((left, record)))
+    }
+
+    fn write_tailer(&mut self, offset: u32, record: &RecordHeader) -> Result<()> {
+        let at = record
+            .end(offset)
+            .and_then(|end| end.checked_sub(TAILER_LEN))
+            .ok_or_else(|| {
+                self.storage
+                    .corrupt(offset, Fault::BadLength(record.rec_len))
+            })?;
+        self.storage.write_word(at, record.tailer())
+    }
+
+    /// Makes `left` longer by the record that follows it.
+    fn merge_into(
+        &mut self,
+        left: u32,
+        mut record: RecordHeader,
+        added: u32,
+    ) -> Result<RecordHeader> {
+        record.rec_len = record
+            .rec_len
+            .checked_add(RECORD_LEN)
+            .and_then(|len| len.checked_add(added))
+            .ok_or_else(|| self.storage.corrupt(left, Fault::BadLength(record.rec_len)))?;
+        self.storage.write_record(left, &record)?;
+        self.write_tailer(left, &record)?;
+        Ok(record)
+    }
+
+    /// Puts a record into the freelist, which is locked (A.9.5).
+    pub(crate) fn free(&mut self, offset: u32, record: RecordHeader) -> Result<()> {
+        self.write_tailer(offset, &record)?;
+        if let Some((left, neighbour)) = self.free_left_neighbour(offset)? {
+            self.merge_into(left, neighbour, record.rec_len)?;
+            return Ok(());
+        }
+        let next = self.storage.read_word(FREELIST_TOP)?;
+        self.storage.write_record(
+            offset,
+            &RecordHeader {
+                next,
+                magic: FREE_MAGIC,
+                ..record
+            },
+        )?;
+        self.storage.write_word(FREELIST_TOP, offset)
+    }
+
+    /// Searches the freelist, grows the file if nothing fits. The freelist is locked (A.9.2).
+    fn allocate_free(&mut self, requested: u32) -> Result<Place> {
+        let wanted = requested
+            .checked_add(RECORD_LEN)
+            .ok_or(Error::TooLarge(u64::from(requested)))?;
+        // A pass that merged is followed by one that finds; so is one that grew the file.
+        for _ in 0..16 {
+            let (best, merged) = self.search(requested)?;
+            match best {
+                Some(best) => return self.carve(best, requested),
+                None if merged => {}
+                None => self.expand(wanted)?,
+            }
+        }
+        Err(self.storage.corrupt(FREELIST_TOP, Fault::Restless))
+    }
+
+    /// Best free record for `requested` bytes, and whether merging made one that was not looked at.
+    fn search(&mut self, requested: u32) -> Result<(Option<Candidate>, bool)> {
+        let mut best: Option<Candidate> = None;
+        let mut merged = false;
+        let mut multiplier = 1.0f32;
+        let mut link = FREELIST_TOP;
+        let mut guard = LoopGuard::new(self.storage.size());
+        let mut offset = self.storage.read_word(link)?;
+        while offset != 0 {
+            if !guard.step(offset) {
+                return Err(self.storage.corrupt(offset, Fault::Cycle));
+            }
+            let mut record = self.read_checked(offset)?;
+            match record.kind() {
+                RecordKind::Free => {}
+                RecordKind::Used => {
+                    // What libtdb does with a record that lost its way.
+                    record.magic = FREE_MAGIC;
+                    self.storage.write_record(offset, &record)?;
+                }
+                _ => return Err(self.storage.corrupt(offset, Fault::BadMagic(record.magic))),
+            }
+            if let Some((left, neighbour)) = self.free_left_neighbour(offset)? {
+                let grown = self.merge_into(left, neighbour, record.rec_len)?;
+                // The left one may be where our own link stands; its `next` is then ours to skip.
+                self.storage.write_word(link, record.next)?;
+                if let Some(best) = best.as_mut().filter(|best| best.offset == left) {
+                    best.rec_len = grown.rec_len;
+                }
+                if grown.rec_len > requested {
+                    merged = true;
+                }
+                offset = record.next;
+                continue;
+            }
+            if record.rec_len >= requested && best.is_none_or(|b| record.rec_len < b.rec_len) {
+                best = Some(Candidate {
+                    offset,
+                    rec_len: record.rec_len,
+                    link,
+                });
+            }
+            if best.is_some_and(|b| (b.rec_len as f32) < requested as f32 * multiplier) {
+                break;
+            }
+            multiplier *= 1.05;
+            link = offset;
+            offset = record.next;
+        }
+        Ok((best, merged))
+    }
+
+    /// Takes `requested` bytes from a free record, or all of it (A.9.3).
+    fn carve(&mut self, from: Candidate, requested: u32) -> Result<Place> {
+        let mut record = self.read_checked(from.offset)?;
+        if record.kind() != RecordKind::Free {
+            return Err(self
+                .storage
+                .corrupt(from.offset, Fault::BadMagic(record.magic)));
+        }
+        if u64::from(record.rec_len) < u64::from(requested) + u64::from(MIN_SPLIT) {
+            self.storage.write_word(from.link, record.next)?;
+            record.magic = USED_MAGIC;
+            self.storage.write_record(from.offset, &record)?;
+            return Ok((from.offset, record.rec_len));
+        }
+        record.rec_len -= requested + RECORD_LEN;
+        self.storage.write_record(from.offset, &record)?;
+        self.write_tailer(from.offset, &record)?;
+        let offset = from.offset + RECORD_LEN + record.rec_len;
+        let taken = RecordHeader {
+            rec_len: requested,
+            magic: USED_MAGIC,
+            ..RecordHeader::default()
+        };
+        self.storage.write_record(offset, &taken)?;
+        self.write_tailer(offset, &taken)?;
+        Ok((offset, requested))
+    }
+
+    /// Takes a record of exactly `rec_len` bytes or a little more, without growing the file.
+    pub(crate) fn take_free(&mut self, rec_len: u32) -> Result<Option<Place>> {
+        for _ in 0..16 {
+            match self.search(rec_len)? {
+                (Some(best), _) => return self.carve(best, rec_len).map(Some),
+                (None, true) => {}
+                (None, false) => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Grows the file by at least `wanted` bytes and frees the new space (A.9.6).
+    fn expand(&mut self, wanted: u32) -> Result<()> {
+        if !self.storage.in_overlay() {
+            self.storage.refresh()?;
+        }
+        let current = self.storage.size();
+        // A crash, or a file cut at an odd place, must not make records begin at odd offsets.
+        let addition = expansion(current, wanted, self.storage.page());
+        if !current.is_multiple_of(4) || addition < wanted.max(RECORD_LEN + TAILER_LEN) {
+            return Err(Error::NoSpace {
+                path: self.path().to_path_buf(),
+                wanted,
+            });
+        }
+        let addition = addition & !3;
+        if current.checked_add(addition).is_none() {
+            return Err(Error::NoSpace {
+                path: self.path().to_path_buf(),
+                wanted,
+            });
+        }
+        self.storage.grow(addition)?;
+        let rec_len = addition - RECORD_LEN;
+        self.free(
+            current,
+            RecordHeader {
+                rec_len,
+                ..RecordHeader::default()
+            },
+        )
+    }
+
+    /// Empties all lists and makes all space free, around the recovery record (A.9.7). All records
+    /// are locked.
+    pub(crate) fn wipe_locked(&mut self) -> Result<()> {
+        if !self.storage.in_overlay() {
+            self.storage.refresh()?;
+        }
+        self.count_change()?;
+        let start = self.geometry.data_start();
+        let end = self.storage.size() & !3;
+        let recovery = self.recovery_record()?;
+        let zeros = [0; 4096];
+        let mut at = FREELIST_TOP;
+        while at < start {
+            let piece = (start - at).min(zeros.len() as u32);
+            self.storage.write(at, &zeros[..piece as usize])?;
+            at += piece;
+        }
+        if let Some((offset, record)) = recovery {
+            let after = record
+                .end(offset)
+                .filter(|after| *after <= end && offset >= start)
+                .ok_or_else(|| self.storage.corrupt(offset, Fault::BadRecovery))?;
+            self.free_range(start, offset)?;
+            self.free_range(after, end)
+        } else {
+            self.free_range(start, end)
+        }
+    }
+
+    /// Makes a range one free record, if it can hold one.
+    fn free_range(&mut self, start: u32, end: u32) -> Result<()> {
+        if end.saturating_sub(start) <= RECORD_LEN {
+            return Ok(());
+        }
+        let rec_len = end - start - RECORD_LEN;
+        let next = self.storage.read_word(FREELIST_TOP)?;
+        let record = RecordHeader {
+            next,
+            rec_len,
+            magic: FREE_MAGIC,
+            ..RecordHeader::default()
+        };
+        self.storage.write_record(start, &record)?;
+        self.write_tailer(start, &record)?;
+        self.storage.write_word(FREELIST_TOP, start)
+    }
+
+    /// Sum and maximum of the free records' lengths. The freelist or all records are locked.
+    pub(crate) fn free_sizes(&mut self) -> Result<(u64, u32)> {
+        let (mut sum, mut largest) = (0u64, 0u32);
+        let mut guard = LoopGuard::new(self.storage.size());
+        let mut offset = self.storage.read_word(FREELIST_TOP)?;
+        while offset != 0 {
+            if !guard.step(offset) {
+                return Err(self.storage.corrupt(offset, Fault::Cycle));
+            }
+            let record = self.read_checked(offset)?;
+            sum += u64::from(record.rec_len);
+            largest = largest.max(record.rec_len);
+            offset = record.next;
+        }
+        Ok((sum, largest))
+    }
+}

@@ -1,0 +1,521 @@
+//! Bytes of a file by logical offset: every access is checked, and inside a transaction goes to
+//! copies of the blocks that it changed.
+//!
+//! Reads and writes are `pread` and `pwrite`: a file truncated under us gives an error and never a
+//! SIGBUS, and Linux keeps them coherent with the shared maps of libtdb (A.7).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Fault, Result};
+use crate::format::{ByteOrder, FILL_WORD, RECORD_LEN, RecordHeader};
+
+/// Where the bytes are.
+#[derive(Debug)]
+pub(crate) enum Backing {
+    /// A file. The mapping of logical to physical offsets is the storage's.
+    File(File),
+    /// Memory only.
+    Memory(Vec<u8>),
+    /// Memory that notes every change, for crash tests.
+    #[cfg(test)]
+    Recorded { bytes: Vec<u8>, log: Vec<Change> },
+}
+
+/// One change of a recorded backing.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// Bytes were written.
+    Write(u64, Vec<u8>),
+    /// The file was extended with zeros.
+    Grow(u64),
+    /// Everything before is on stable storage.
+    Sync,
+}
+
+impl Backing {
+    /// Physical size.
+    fn len(&self) -> io::Result<u64> {
+        match self {
+            Self::File(file) => Ok(file.metadata()?.len()),
+            Self::Memory(bytes) => Ok(bytes.len() as u64),
+            #[cfg(test)]
+            Self::Recorded { bytes, .. } => Ok(bytes.len() as u64),
+        }
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(buf, at),
+            Self::Memory(bytes) => read_memory(bytes, at, buf),
+            #[cfg(test)]
+            Self::Recorded { bytes, .. } => read_memory(bytes, at, buf),
+        }
+    }
+
+    fn write_at(&mut self, at: u64, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.write_all_at(data, at),
+            Self::Memory(bytes) => write_memory(bytes, at, data),
+            #[cfg(test)]
+            Self::Recorded { bytes, log } => {
+                log.push(Change::Write(at, data.to_vec()));
+                write_memory(bytes, at, data)
+            }
+        }
+    }
+
+    /// Extends from `old` to `new` bytes; the new space exists on the medium.
+    fn grow(&mut self, old: u64, new: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => grow_file(file, old, new),
+            Self::Memory(bytes) => grow_memory(bytes, new),
+            #[cfg(test)]
+            Self::Recorded { bytes, log } => {
+                log.push(Change::Grow(new));
+                grow_memory(bytes, new)
+            }
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.sync_data(),
+            Self::Memory(_) => Ok(()),
+            #[cfg(test)]
+            Self::Recorded { log, .. } => {
+                log.push(Change::Sync);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn read_memory(bytes: &[u8], at: u64, buf: &mut [u8]) -> io::Result<()> {
+    let source = usize::try_from(at)
+        .ok()
+        .and_then(|at| bytes.get(at..at.checked_add(buf.len())?))
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    buf.copy_from_slice(source);
+    Ok(())
+}
+
+fn write_memory(bytes: &mut [u8], at: u64, data: &[u8]) -> io::Result<()> {
+    let target = usize::try_from(at)
+        .ok()
+        .and_then(|at| bytes.get_mut(at..at.checked_add(data.len())?))
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    target.copy_from_slice(data);
+    Ok(())
+}
+
+fn grow_memory(bytes: &mut Vec<u8>, new: u64) -> io::Result<()> {
+    let new = usize::try_from(new).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    bytes
+        .try_reserve(new.saturating_sub(bytes.len()))
+        .map_err(|_| io::ErrorKind::OutOfMemory)?;
+    bytes.resize(new, 0);
+    Ok(())
+}
+
+/// Reserves the new range on the medium, so that a later write through somebody's map cannot hit a
+/// full disk.
+fn grow_file(file: &File, old: u64, new: u64) -> io::Result<()> {
+    let (Ok(start), Ok(len)) = (i64::try_from(old), i64::try_from(new - old)) else {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    };
+    match nix::fcntl::posix_fallocate(file, start, len) {
+        Ok(()) => Ok(()),
+        Err(nix::Error::EOPNOTSUPP | nix::Error::EINVAL | nix::Error::ENOSYS) => {
+            let fill = [FILL_WORD.to_ne_bytes()[0]; 8192];
+            let mut at = old;
+            while at < new {
+                let piece = (new - at).min(fill.len() as u64) as usize;
+                if let Err(error) = file.write_all_at(&fill[..piece], at) {
+                    file.set_len(old)?;
+                    return Err(error);
+                }
+                at += piece as u64;
+            }
+            Ok(())
+        }
+        Err(error) => {
+            // The file may have grown in part.
+            file.set_len(old)?;
+            Err(error.into())
+        }
+    }
+}
+
+/// What a transaction changed: whole blocks, by number.
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    blocks: BTreeMap<u32, Box<[u8]>>,
+    /// Logical size of the file below.
+    base_size: u32,
+}
+
+/// A file's bytes by logical offset.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    backing: Backing,
+    path: PathBuf,
+    /// Physical offset of logical offset 0 (the mutex area's size).
+    base: u64,
+    /// Logical size as last seen; in a transaction, as it will be.
+    size: u32,
+    order: ByteOrder,
+    page: u32,
+    overlay: Option<Overlay>,
+}
+
+impl Storage {
+    /// Logical offset 0 lies at physical `base`.
+    pub(crate) fn new(backing: Backing, path: &Path, base: u32, order: ByteOrder) -> Result<Self> {
+        let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+        let base = u64::from(base);
+        let path = path.to_path_buf();
+        let mut storage = Self {
+            backing,
+            path,
+            base,
+            size: 0,
+            order,
+            page,
+            overlay: None,
+        };
+        storage.refresh()?;
+        Ok(storage)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn order(&self) -> ByteOrder {
+        self.order
+    }
+
+    pub(crate) fn page(&self) -> u32 {
+        self.page
+    }
+
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// The file, unless the bytes are in memory.
+    pub(crate) fn file(&self) -> Option<&File> {
+        match &self.backing {
+            Backing::File(file) => Some(file),
+            Backing::Memory(_) => None,
+            #[cfg(test)]
+            Backing::Recorded { .. } => None,
+        }
+    }
+
+    /// The bytes of a memory database.
+    pub(crate) fn memory(&self) -> Option<&[u8]> {
+        match &self.backing {
+            Backing::File(_) => None,
+            Backing::Memory(bytes) => Some(bytes),
+            #[cfg(test)]
+            Backing::Recorded { bytes, .. } => Some(bytes),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn take_log(&mut self) -> Vec<Change> {
+        match &mut self.backing {
+            Backing::Recorded { log, .. } => std::mem::take(log),
+            _ => Vec::new(),
+        }
+    }
+
+    /// An error of the system while `doing` something to the file.
+    pub(crate) fn io_error(&self, doing: &'static str, source: io::Error) -> Error {
+        Error::Io {
+            doing,
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// A fault in the content at `offset`.
+    pub(crate) fn corrupt(&self, offset: u32, fault: Fault) -> Error {
+        Error::Corrupt {
+            path: self.path.clone(),
+            offset,
+            fault,
+        }
+    }
+
+    /// Notices growth (and shrinking) by other processes. Not in a transaction.
+    pub(crate) fn refresh(&mut self) -> Result<()> {
+        let physical = self
+            .backing
+            .len()
+            .map_err(|e| self.io_error("ask the size of", e))?;
+        let logical = physical.saturating_sub(self.base);
+        let size = u32::try_from(logical).map_err(|_| Error::FileTooLarge {
+            path: self.path.clone(),
+            size: physical,
+        })?;
+        match &mut self.overlay {
+            Some(overlay) => {
+                // Nobody else may change the size now, but a truncated file must be noticed.
+                overlay.base_size = overlay.base_size.min(size);
+            }
+            None => self.size = size,
+        }
+        Ok(())
+    }
+
+    /// Checks that `len` bytes at `offset` are inside the file.
+    pub(crate) fn covers(&mut self, offset: u32, len: u32) -> Result<()> {
+        let inside = |size: u32| offset.checked_add(len).is_some_and(|end| end <= size);
+        if inside(self.size) {
+            return Ok(());
+        }
+        self.refresh()?;
+        if inside(self.size) {
+            return Ok(());
+        }
+        Err(self.corrupt(
+            offset,
+            Fault::OutOfFile {
+                len,
+                size: self.size,
+            },
+        ))
+    }
+
+    /// Reads the file itself, below a transaction.
+    pub(crate) fn read_below(&self, offset: u32, buf: &mut [u8]) -> Result<()> {
+        self.backing
+            .read_at(self.base + u64::from(offset), buf)
+            .map_err(|e| {
+                if e.kind() == io::ErrorKind::UnexpectedEof {
+                    self.corrupt(offset, Fault::Truncated)
+                } else {
+                    self.io_error("read", e)
+                }
+            })
+    }
+
+    /// Writes the file itself, below a transaction.
+    pub(crate) fn write_below(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        self.backing
+            .write_at(self.base + u64::from(offset), data)
+            .map_err(|e| Error::Io {
+                doing: "write",
+                path: self.path.clone(),
+                source: e,
+            })
+    }
+
+    /// Reads `buf.len()` bytes at `offset`.
+    pub(crate) fn read(&mut self, offset: u32, buf: &mut [u8]) -> Result<()> {
+        let len = u32::try_from(buf.len()).map_err(|_| Error::TooLarge(buf.len() as u64))?;
+        self.covers(offset, len)?;
+        if self.overlay.is_none() {
+            return self.read_below(offset, buf);
+        }
+        let page = self.page;
+        let mut done = 0usize;
+        while done < buf.len() {
+            let at = offset + done as u32;
+            let (number, within) = (at / page, at % page);
+            let piece = (buf.len() - done).min((page - within) as usize);
+            let target = &mut buf[done..done + piece];
+            let overlay = self.overlay.as_ref();
+            if let Some(block) = overlay.and_then(|o| o.blocks.get(&number)) {
+                target.copy_from_slice(&block[within as usize..within as usize + piece]);
+            } else {
+                let base_size = overlay.map_or(0, |o| o.base_size);
+                // Beyond the end of the file below, a transaction sees zeros until it writes.
+                let below = (base_size.saturating_sub(at) as usize).min(piece);
+                let (inside, beyond) = target.split_at_mut(below);
+                beyond.fill(0);
+                if !inside.is_empty() {
+                    self.read_below(at, inside)?;
+                }
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at `offset`.
+    pub(crate) fn write(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        let len = u32::try_from(data.len()).map_err(|_| Error::TooLarge(data.len() as u64))?;
+        self.covers(offset, len)?;
+        if self.overlay.is_none() {
+            return self.write_below(offset, data);
+        }
+        let page = self.page;
+        let mut done = 0usize;
+        while done < data.len() {
+            let at = offset + done as u32;
+            let (number, within) = (at / page, at % page);
+            let piece = (data.len() - done).min((page - within) as usize);
+            if !self
+                .overlay
+                .as_ref()
+                .is_some_and(|o| o.blocks.contains_key(&number))
+            {
+                let mut block = vec![0; page as usize];
+                let start = number * page;
+                let known = (self.size - start).min(page) as usize;
+                self.read(start, &mut block[..known])?;
+                if let Some(overlay) = &mut self.overlay {
+                    overlay.blocks.insert(number, block.into_boxed_slice());
+                }
+            }
+            if let Some(block) = self
+                .overlay
+                .as_mut()
+                .and_then(|o| o.blocks.get_mut(&number))
+            {
+                block[within as usize..within as usize + piece]
+                    .copy_from_slice(&data[done..done + piece]);
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Reads `len` bytes into a new vector.
+    pub(crate) fn read_vec(&mut self, offset: u32, len: u32) -> Result<Vec<u8>> {
+        // Before the allocation, so that a damaged length cannot ask for more than the file has.
+        self.covers(offset, len)?;
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(len as usize)
+            .map_err(|_| Error::NoMemory(len as usize))?;
+        bytes.resize(len as usize, 0);
+        self.read(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The word at `offset`.
+    pub(crate) fn read_word(&mut self, offset: u32) -> Result<u32> {
+        let mut bytes = [0; 4];
+        self.read(offset, &mut bytes)?;
+        Ok(self.order.word(bytes))
+    }
+
+    /// Writes a word.
+    pub(crate) fn write_word(&mut self, offset: u32, word: u32) -> Result<()> {
+        self.write(offset, &self.order.bytes(word))
+    }
+
+    /// The record header at `offset`, unchecked.
+    pub(crate) fn read_record(&mut self, offset: u32) -> Result<RecordHeader> {
+        let mut bytes = [0; RECORD_LEN as usize];
+        self.read(offset, &mut bytes)?;
+        Ok(RecordHeader::decode(&bytes, self.order))
+    }
+
+    /// Writes a record header.
+    pub(crate) fn write_record(&mut self, offset: u32, record: &RecordHeader) -> Result<()> {
+        self.write(offset, &record.encode(self.order))
+    }
+
+    /// Makes the file `addition` bytes longer; in a transaction only in the plan.
+    pub(crate) fn grow(&mut self, addition: u32) -> Result<()> {
+        let no_space = || Error::NoSpace {
+            path: self.path.clone(),
+            wanted: addition,
+        };
+        let new = self.size.checked_add(addition).ok_or_else(no_space)?;
+        if self.overlay.is_none() {
+            self.grow_below(self.size, new)?;
+        }
+        self.size = new;
+        Ok(())
+    }
+
+    /// Extends the file itself from `old` to `new` logical bytes.
+    pub(crate) fn grow_below(&mut self, old: u32, new: u32) -> Result<()> {
+        let (from, to) = (self.base + u64::from(old), self.base + u64::from(new));
+        self.backing
+            .grow(from, to)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace {
+                    path: self.path.clone(),
+                    wanted: new - old,
+                },
+                _ => Error::Io {
+                    doing: "extend",
+                    path: self.path.clone(),
+                    source,
+                },
+            })
+    }
+
+    /// Puts everything written on stable storage.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        self.backing.sync().map_err(|source| Error::Io {
+            doing: "put on stable storage",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// From now on changes go to copies.
+    pub(crate) fn begin(&mut self) {
+        self.overlay = Some(Overlay {
+            blocks: BTreeMap::new(),
+            base_size: self.size,
+        });
+    }
+
+    /// Drops the copies, if any.
+    pub(crate) fn abandon(&mut self) {
+        if let Some(overlay) = self.overlay.take() {
+            self.size = overlay.base_size;
+        }
+    }
+
+    /// Whether changes go to copies.
+    pub(crate) fn in_overlay(&self) -> bool {
+        self.overlay.is_some()
+    }
+
+    /// Whether a copy was changed.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.overlay.as_ref().is_some_and(|o| !o.blocks.is_empty())
+    }
+
+    /// Size of the file below the transaction.
+    pub(crate) fn size_below(&self) -> u32 {
+        self.overlay.as_ref().map_or(self.size, |o| o.base_size)
+    }
+
+    /// The file below the transaction was extended to `size` (the recovery area).
+    pub(crate) fn set_sizes(&mut self, size: u32) {
+        self.size = size;
+        if let Some(overlay) = &mut self.overlay {
+            overlay.base_size = size;
+        }
+    }
+
+    /// Changed blocks in ascending order: offset and length, inside the file's size.
+    pub(crate) fn changed_ranges(&self) -> Vec<(u32, u32)> {
+        let Some(overlay) = &self.overlay else {
+            return Vec::new();
+        };
+        overlay
+            .blocks
+            .keys()
+            .map(|number| number * self.page)
+            .filter(|start| *start < self.size)
+            .map(|start| (start, self.page.min(self.size - start)))
+            .collect()
+    }
+}

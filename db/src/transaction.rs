@@ -1,0 +1,390 @@
+//! Transactions (spec/database.md A.10): changes go to copies of blocks, the old content of the
+//! blocks to the recovery area, and four syncs make the commit one step, also for a reader that
+//! comes after a crash.
+
+use crate::error::{Error, Result};
+use crate::format::{RECORD_LEN, TAILER_LEN, expansion, field};
+use crate::handle::{OpenFlags, Tdb};
+use crate::lock::{LockKind, LockName};
+use crate::recovery::{MAGIC_AT, area_header, around};
+
+/// A transaction that is running on a handle.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Running {
+    /// Nested starts.
+    depth: u32,
+    /// A nested one was cancelled.
+    failed: bool,
+}
+
+/// Where the old content goes.
+#[derive(Clone, Copy, Debug)]
+struct Area {
+    offset: u32,
+    capacity: u32,
+}
+
+/// A running transaction: cancelled when it is dropped without [`Transaction::commit`].
+#[derive(Debug)]
+pub struct Transaction<'a> {
+    tdb: &'a mut Tdb,
+    open: bool,
+}
+
+impl Transaction<'_> {
+    /// Makes the changes permanent, see [`Tdb::transaction_commit`].
+    pub fn commit(mut self) -> Result<()> {
+        self.open = false;
+        self.tdb.transaction_commit()
+    }
+
+    /// Drops the changes.
+    pub fn cancel(mut self) -> Result<()> {
+        self.open = false;
+        self.tdb.transaction_cancel()
+    }
+}
+
+impl std::ops::Deref for Transaction<'_> {
+    type Target = Tdb;
+    fn deref(&self) -> &Tdb {
+        self.tdb
+    }
+}
+
+impl std::ops::DerefMut for Transaction<'_> {
+    fn deref_mut(&mut self) -> &mut Tdb {
+        self.tdb
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            // What fails here is giving locks back, which closing the handle does as well.
+            let _ = self.tdb.transaction_cancel();
+        }
+    }
+}
+
+impl Tdb {
+    /// Starts a transaction as a guard, see [`Self::transaction_start`].
+    pub fn transaction(&mut self) -> Result<Transaction<'_>> {
+        self.transaction_start()?;
+        Ok(Transaction {
+            tdb: self,
+            open: true,
+        })
+    }
+
+    /// Whether a transaction is running on this handle.
+    pub fn in_transaction(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Starts a transaction, or nests one. Waits for the transaction lock, and for all writers to
+    /// leave; others can read until the commit. Not inside a traverse or with a lock held.
+    pub fn transaction_start(&mut self) -> Result<()> {
+        self.writable()?;
+        if let Some(running) = &mut self.running {
+            if self.flags.contains(OpenFlags::DISALLOW_NESTING) {
+                return Err(Error::InTransaction);
+            }
+            running.depth += 1;
+            return Ok(());
+        }
+        if !self.positions.is_empty() {
+            return Err(Error::InTraverse);
+        }
+        if self.locks.holds_any() {
+            return Err(Error::LockOrder {
+                lock: LockName::Transaction,
+            });
+        }
+        self.lock(LockName::Transaction, LockKind::Exclusive, self.wait)?;
+        let ready = self
+            .lock_all_as(LockKind::Shared, true, self.wait)
+            .and_then(|()| self.storage.refresh())
+            .and_then(|()| {
+                if self.is_locking() {
+                    Ok(false)
+                } else {
+                    self.recover_if_needed()
+                }
+            });
+        if let Err(error) = ready {
+            self.give_back()?;
+            return Err(error);
+        }
+        self.storage.begin();
+        self.running = Some(Running::default());
+        Ok(())
+    }
+
+    /// Drops the changes. Of a nested transaction: the outer one can then only be cancelled too.
+    pub fn transaction_cancel(&mut self) -> Result<()> {
+        let running = self.running.as_mut().ok_or(Error::NoTransaction)?;
+        if running.depth > 0 {
+            running.depth -= 1;
+            running.failed = true;
+            return Ok(());
+        }
+        self.end()
+    }
+
+    /// Makes the changes permanent. Waits for readers to leave. When it returns, they are on stable
+    /// storage (unless the handle has `NOSYNC`); on an error before the last step the old content
+    /// is back, and the error of the last sync alone leaves open which of the two a crash of the
+    /// machine would bring.
+    pub fn transaction_commit(&mut self) -> Result<()> {
+        let running = self.running.as_mut().ok_or(Error::NoTransaction)?;
+        if running.depth > 0 {
+            running.depth -= 1;
+            return Ok(());
+        }
+        if running.failed {
+            self.end()?;
+            return Err(Error::NestedCancelled);
+        }
+        if self.locks.holds_data() {
+            self.end()?;
+            return Err(Error::LockOrder {
+                lock: LockName::AllRecords,
+            });
+        }
+        if !self.storage.has_changes() {
+            return self.end();
+        }
+        let before = self.storage.size_below();
+        let grew = self.storage.size() > before;
+        let result = self.commit_locked();
+        let ended = self.end();
+        result.and(ended)?;
+        if grew {
+            self.repack_if_scattered();
+        }
+        Ok(())
+    }
+
+    /// Drops what is left of the transaction and gives its locks back.
+    fn end(&mut self) -> Result<()> {
+        self.storage.abandon();
+        self.running = None;
+        self.give_back()
+    }
+
+    fn give_back(&mut self) -> Result<()> {
+        let all = if self.locks.all.take().is_some() {
+            self.release_all_bytes()
+        } else {
+            Ok(())
+        };
+        let transaction = self.unlock(LockName::Transaction);
+        all.and(transaction)
+    }
+
+    fn commit_locked(&mut self) -> Result<()> {
+        self.upgrade_all()?;
+        self.lock_range(LockName::Open, LockKind::Exclusive, self.wait)?;
+        let result = self.commit_blocks();
+        let unlocked = self.unlock_range(LockName::Open);
+        result.and(unlocked)
+    }
+
+    fn durable(&mut self) -> Result<()> {
+        if self.flags.contains(OpenFlags::NOSYNC) {
+            return Ok(());
+        }
+        self.storage.sync()
+    }
+
+    fn commit_blocks(&mut self) -> Result<()> {
+        let old_end = self.storage.size_below();
+        let area = self.place_area(old_end)?;
+        let area_end = area.offset + RECORD_LEN + area.capacity;
+        let order = self.storage.order();
+
+        // Old content of the blocks, with an area that is not armed yet.
+        let mut saved = vec![0; RECORD_LEN as usize];
+        for (start, len) in self.old_ranges(old_end, area.offset, area_end) {
+            saved.extend_from_slice(&order.bytes(start));
+            saved.extend_from_slice(&order.bytes(len));
+            let at = saved.len();
+            saved.resize(at + len as usize, 0);
+            self.storage.read_below(start, &mut saved[at..])?;
+        }
+        saved.extend_from_slice(&order.bytes(RECORD_LEN + area.capacity));
+        let valid = saved.len() as u32 - RECORD_LEN;
+        let header = area_header(area.capacity, old_end, valid, false);
+        saved[..RECORD_LEN as usize].copy_from_slice(&header.encode(order));
+        self.storage.write_below(area.offset, &saved)?;
+        self.durable()?;
+
+        // Armed: from here on a crash brings the old content back.
+        let armed = area_header(area.capacity, old_end, valid, true);
+        self.storage
+            .write_below(area.offset, &armed.encode(order))?;
+        let written = self
+            .durable()
+            .and_then(|()| self.write_blocks(old_end, area, area_end));
+        if let Err(error) = written {
+            // Our own crash recovery, while we have the file to ourselves. If it fails too, the
+            // area stays armed and the next to lock the file does it.
+            self.storage.abandon();
+            self.recover_if_needed()?;
+            return Err(error);
+        }
+        // The commit point. `pwrite` has set the modification time.
+        self.storage.write_below(area.offset + MAGIC_AT, &[0; 4])?;
+        self.durable()
+    }
+
+    fn write_blocks(&mut self, old_end: u32, area: Area, area_end: u32) -> Result<()> {
+        let size = self.storage.size();
+        if self.storage.size_below() < size {
+            let below = self.storage.size_below().max(old_end);
+            self.storage.grow_below(below, size)?;
+        }
+        for (start, len) in self.storage.changed_ranges() {
+            for (from, to) in around(start, start + len, area.offset, area_end) {
+                let mut block = vec![0; (to - from) as usize];
+                self.storage.read(from, &mut block)?;
+                self.storage.write_below(from, &block)?;
+            }
+        }
+        self.durable()
+    }
+
+    /// Changed ranges that begin in the old file, without the recovery area. What lies between the
+    /// old end and the end of such a block is saved too: the file is that long by now.
+    fn old_ranges(&self, old_end: u32, area: u32, area_end: u32) -> Vec<(u32, u32)> {
+        self.storage
+            .changed_ranges()
+            .into_iter()
+            .filter(|(start, _)| *start < old_end)
+            .flat_map(|(start, len)| around(start, start + len, area, area_end))
+            .map(|(from, to)| (from, to - from))
+            .collect()
+    }
+
+    /// Bytes that a recovery area at `area` must hold.
+    fn area_need(&self, old_end: u32, area: u32) -> Result<u32> {
+        let mut sum = 4u64;
+        for (start, len) in self.storage.changed_ranges() {
+            if start < old_end {
+                sum += 8 + u64::from(len);
+                if start < area && area < start + len {
+                    // The area splits the block in two: one more descriptor.
+                    sum += 8;
+                }
+            }
+        }
+        u32::try_from(sum).map_err(|_| Error::TooLarge(sum))
+    }
+
+    /// Finds or makes the recovery area (A.10 step 4). The file is grown, and the real header
+    /// points to the area.
+    fn place_area(&mut self, old_end: u32) -> Result<Area> {
+        let existing = self.recovery_record()?;
+        if let Some((offset, record)) = existing
+            && record.rec_len >= self.area_need(old_end, offset)?
+        {
+            self.storage.covers(offset, RECORD_LEN)?;
+            self.storage.covers(offset + RECORD_LEN, record.rec_len)?;
+            return Ok(Area {
+                offset,
+                capacity: record.rec_len,
+            });
+        }
+        let size = self.storage.size();
+        let at = match existing {
+            Some((offset, record)) if record.end(offset) == Some(size) => offset,
+            Some((offset, record)) => {
+                // An area that libtdb did not come to describe before it died is left alone.
+                let described = record.rec_len >= TAILER_LEN && record.rec_len.is_multiple_of(4);
+                if described && record.end(offset).is_some_and(|end| end <= size) {
+                    self.free(offset, record)?;
+                }
+                size
+            }
+            None => size,
+        };
+        let need = self.area_need(old_end, at)?;
+        let addition = expansion(at, need.saturating_add(RECORD_LEN), self.storage.page()) & !3;
+        let capacity = addition
+            .checked_sub(RECORD_LEN)
+            .filter(|capacity| *capacity >= need);
+        let (Some(capacity), Some(end)) = (capacity, at.checked_add(addition)) else {
+            return Err(Error::NoSpace {
+                path: self.path().to_path_buf(),
+                wanted: need,
+            });
+        };
+        // Never less than what was there, if the area grows in its place.
+        let end = end.max(size);
+        let capacity = capacity.max(end - at - RECORD_LEN);
+        if end > old_end {
+            self.storage.grow_below(old_end, end)?;
+        }
+        // The header must never point beyond the end of the file or to what is no area, not after
+        // a power cut either.
+        let empty = area_header(capacity, old_end, 0, false);
+        self.storage
+            .write_below(at, &empty.encode(self.storage.order()))?;
+        self.durable()?;
+        self.storage.set_sizes(end);
+        self.point_to(at)?;
+        Ok(Area {
+            offset: at,
+            capacity,
+        })
+    }
+
+    /// Writes `recovery_start`, to the file and to a changed copy of the header's block.
+    fn point_to(&mut self, area: u32) -> Result<()> {
+        let at = field::RECOVERY_START as u32;
+        let word = self.storage.order().bytes(area);
+        self.storage.write_below(at, &word)?;
+        if self
+            .storage
+            .changed_ranges()
+            .first()
+            .is_some_and(|(start, _)| *start == 0)
+        {
+            self.storage.write(at, &word)?;
+        }
+        Ok(())
+    }
+
+    /// A commit that grew a file with much scattered free space repacks it. Its failure is not the
+    /// commit's.
+    fn repack_if_scattered(&mut self) {
+        let scattered = self
+            .lock_all_as(LockKind::Shared, false, self.wait)
+            .and_then(|()| {
+                let sizes = self.free_sizes();
+                self.unlock_all()?;
+                sizes
+            })
+            .is_ok_and(|(sum, largest)| sum > 2 * u64::from(largest));
+        if scattered {
+            let _ = self.repack();
+        }
+    }
+
+    /// Writes all records anew, without gaps between them, in a transaction. Needs memory for all
+    /// of them.
+    pub fn repack(&mut self) -> Result<()> {
+        let mut transaction = self.transaction()?;
+        let mut records = Vec::new();
+        transaction.traverse(crate::TraverseKind::Read, |_, key, data| {
+            records.push((key.to_vec(), data.to_vec()));
+            Ok(std::ops::ControlFlow::Continue(()))
+        })?;
+        transaction.wipe_all()?;
+        for (key, data) in &records {
+            transaction.store(key, data, crate::StoreMode::Insert)?;
+        }
+        transaction.commit()
+    }
+}

@@ -1,0 +1,595 @@
+//! Our engine and the real libtdb (python3-tdb, tdb-tools) on the same operations and files.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use ctdb_db::{Error, LockKind, OpenFlags, OpenOptions, StoreMode, Tdb, TraverseKind, Wait};
+
+const PYTHON: &str = "/usr/bin/python3";
+
+/// libtdb behind a pipe: one command a line, one answer a line.
+const SERVER: &str = r"
+import sys, os, tdb
+path, flags, hash_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+t = tdb.Tdb(path, hash_size, flags, os.O_RDWR | os.O_CREAT, 0o600)
+b = bytes.fromhex
+print('ready', flush=True)
+for line in sys.stdin:
+    w = line.rstrip('\n').split(' ')
+    try:
+        r = 'ok'
+        if w[0] == 'put': t.store(b(w[1]), b(w[2]))
+        elif w[0] == 'del':
+            try: t.delete(b(w[1]))
+            except RuntimeError: r = 'none'
+        elif w[0] == 'app': t.append(b(w[1]), b(w[2]))
+        elif w[0] == 'get':
+            v = t.get(b(w[1]))
+            r = 'none' if v is None else 'data ' + v.hex()
+        elif w[0] == 'wipe': t.clear()
+        elif w[0] == 'begin': t.transaction_start()
+        elif w[0] == 'commit': t.transaction_commit()
+        elif w[0] == 'cancel': t.transaction_cancel()
+        elif w[0] == 'repack': t.repack()
+        elif w[0] == 'lockall': t.lock_all()
+        elif w[0] == 'unlockall': t.unlock_all()
+        elif w[0] == 'readlockall': t.read_lock_all()
+        elif w[0] == 'readunlockall': t.read_unlock_all()
+        elif w[0] == 'seqnum': r = str(t.seqnum)
+        elif w[0] == 'all': r = ' '.join(['all'] + [k.hex() + '=' + t[k].hex() for k in t])
+        elif w[0] == 'hammer':
+            # own keys, many stores and deletes; prints what must be there at the end
+            import random
+            rnd = random.Random(int(w[2])); mine = {}
+            for i in range(int(w[3])):
+                k = ('%s%d' % (w[1], rnd.randrange(30))).encode()
+                x = rnd.randrange(4)
+                if x == 0:
+                    try: t.delete(k); ok = True
+                    except RuntimeError: ok = False
+                    assert ok == (k in mine), k
+                    mine.pop(k, None)
+                elif x == 1 and i % 16 == 1:
+                    t.transaction_start()
+                    t.store(k, b'%d' % i); mine[k] = b'%d' % i
+                    t.transaction_commit()
+                else:
+                    v = bytes([65 + i % 26]) * rnd.randrange(400)
+                    t.store(k, v); mine[k] = v
+                assert t.get(k) == mine.get(k), k
+            r = ' '.join(['all'] + [k.hex() + '=' + v.hex() for k, v in mine.items()])
+        elif w[0] == 'pairs':
+            i = 0
+            while True:
+                i += 1
+                t.transaction_start()
+                t.store(b'left', b'%d' % i * (i % 50 + 1))
+                t.store(b'right', b'%d' % i * (i % 50 + 1))
+                t.transaction_commit()
+                print(i, flush=True)
+        print(r, flush=True)
+    except Exception as e:
+        print('error', repr(e), flush=True)
+";
+
+struct Libtdb {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Libtdb {
+    fn open(path: &Path, flags: OpenFlags, hash_size: u32) -> Self {
+        let mut child = Command::new(PYTHON)
+            .args(["-c", SERVER])
+            .arg(path)
+            .args([flags.bits().to_string(), hash_size.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("this test needs /usr/bin/python3");
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut this = Self {
+            child,
+            input,
+            output,
+        };
+        assert_eq!(
+            this.answer(),
+            "ready",
+            "this test needs the package python3-tdb"
+        );
+        this
+    }
+
+    fn send(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        self.send(line);
+        let answer = self.answer();
+        assert!(
+            !answer.starts_with("error"),
+            "libtdb on {line:.80}: {answer}"
+        );
+        answer
+    }
+}
+
+impl Drop for Libtdb {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn open(path: &Path, flags: OpenFlags, hash_size: u32) -> Tdb {
+    let options = OpenOptions {
+        flags,
+        hash_size,
+        create: true,
+        ..OpenOptions::default()
+    };
+    Tdb::open(path, &options).unwrap()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut s, b| {
+        write!(s, "{b:02x}").unwrap();
+        s
+    })
+}
+
+fn all(tdb: &mut Tdb) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    tdb.traverse(TraverseKind::Read, |_, key, data| {
+        assert!(
+            all.insert(key.to_vec(), data.to_vec()).is_none(),
+            "a key came twice"
+        );
+        Ok(ControlFlow::Continue(()))
+    })
+    .unwrap();
+    all
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u32> = text.chars().map(|c| c.to_digit(16).unwrap()).collect();
+    digits.chunks(2).map(|d| (d[0] * 16 + d[1]) as u8).collect()
+}
+
+/// An answer `all k=v k=v ...`.
+fn parse_all(answer: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    answer
+        .split(' ')
+        .skip(1)
+        .map(|pair| pair.split_once('=').unwrap())
+        .map(|(key, data)| (unhex(key), unhex(data)))
+        .collect()
+}
+
+/// Small deterministic random numbers.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+#[derive(Debug)]
+enum Op {
+    Put(Vec<u8>, Vec<u8>),
+    Append(Vec<u8>, Vec<u8>),
+    Delete(Vec<u8>),
+    Get(Vec<u8>),
+    Wipe,
+}
+
+fn some_op(random: &mut Random, keys: u64) -> Op {
+    let key = format!("key-{}", random.below(keys)).into_bytes();
+    let len = match random.below(20) {
+        0 => random.below(20_000),
+        1..5 => random.below(1000),
+        _ => random.below(60),
+    };
+    let data = vec![b'a' + random.below(26) as u8; len as usize];
+    match random.below(100) {
+        0 => Op::Wipe,
+        1..55 => Op::Put(key, data),
+        55..60 => Op::Append(key, data),
+        60..90 => Op::Delete(key),
+        _ => Op::Get(key),
+    }
+}
+
+fn ours(tdb: &mut Tdb, op: &Op) -> String {
+    let done = |result: Result<(), Error>| match result {
+        Ok(()) => "ok".to_owned(),
+        Err(Error::NotFound) => "none".to_owned(),
+        Err(error) => panic!("{op:?}: {error}"),
+    };
+    match op {
+        Op::Put(key, data) => done(tdb.store(key, data, StoreMode::Replace)),
+        Op::Append(key, data) => done(tdb.append(key, data)),
+        Op::Delete(key) => done(tdb.delete(key)),
+        Op::Wipe => done(tdb.wipe_all()),
+        Op::Get(key) => match tdb.fetch(key).unwrap() {
+            Some(data) => format!("data {}", hex(&data)).trim_end().to_owned(),
+            None => "none".to_owned(),
+        },
+    }
+}
+
+fn theirs(libtdb: &mut Libtdb, op: &Op) -> String {
+    match op {
+        Op::Put(key, data) => libtdb.ask(&format!("put {} {}", hex(key), hex(data))),
+        Op::Append(key, data) => libtdb.ask(&format!("app {} {}", hex(key), hex(data))),
+        Op::Delete(key) => libtdb.ask(&format!("del {}", hex(key))),
+        Op::Get(key) => libtdb.ask(&format!("get {}", hex(key))),
+        Op::Wipe => libtdb.ask("wipe"),
+    }
+}
+
+const FLAG_SETS: [OpenFlags; 4] = [
+    OpenFlags::empty(),
+    OpenFlags::INCOMPATIBLE_HASH
+        .union(OpenFlags::VOLATILE)
+        .union(OpenFlags::SEQNUM),
+    OpenFlags::SEQNUM
+        .union(OpenFlags::CLEAR_IF_FIRST)
+        .union(OpenFlags::NOSYNC),
+    OpenFlags::CONVERT.union(OpenFlags::NOSYNC),
+];
+
+/// The same operations in the same order give the same bytes.
+#[test]
+fn files_equal_those_of_libtdb() {
+    for (round, flags) in FLAG_SETS.into_iter().enumerate() {
+        for hash_size in [1, 7, 131] {
+            let dir = tempfile::tempdir().unwrap();
+            let (a, b) = (dir.path().join("ours"), dir.path().join("theirs"));
+            let mut tdb = open(&a, flags, hash_size);
+            let mut libtdb = Libtdb::open(&b, flags, hash_size);
+            let mut random = Random(0x9E37_79B9 + round as u64 * 1000 + u64::from(hash_size));
+            for i in 0..600 {
+                let op = some_op(&mut random, 40);
+                assert_eq!(ours(&mut tdb, &op), theirs(&mut libtdb, &op), "{i} {op:?}");
+                if i % 50 == 49 {
+                    let (a, b) = (std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+                    assert_eq!(a.len(), b.len(), "{flags:?} {hash_size} op {i}: size");
+                    let differs = (0..a.len()).find(|at| a[*at] != b[*at]);
+                    assert_eq!(differs, None, "{flags:?} {hash_size} op {i} {op:?}");
+                }
+            }
+            tdb.check().unwrap();
+        }
+    }
+}
+
+/// Both work on one file, in turn, with transactions; each sees what the other did.
+#[test]
+fn both_work_on_one_file_in_turn() {
+    for flags in [
+        OpenFlags::empty(),
+        OpenFlags::INCOMPATIBLE_HASH | OpenFlags::VOLATILE,
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.tdb");
+        let mut tdb = open(&path, flags, 5);
+        let mut libtdb = Libtdb::open(&path, flags, 5);
+        let mut random = Random(77 + u64::from(flags.bits()));
+        for round in 0..40 {
+            let transaction = round % 3 == 0;
+            let cancel = round % 9 == 0;
+            let before = all(&mut tdb);
+            if round % 2 == 0 {
+                if transaction {
+                    tdb.transaction_start().unwrap();
+                }
+                for _ in 0..25 {
+                    ours(&mut tdb, &some_op(&mut random, 40));
+                }
+                match (transaction, cancel) {
+                    (true, true) => tdb.transaction_cancel().unwrap(),
+                    (true, false) => tdb.transaction_commit().unwrap(),
+                    _ => {}
+                }
+            } else {
+                if transaction {
+                    libtdb.ask("begin");
+                }
+                for _ in 0..25 {
+                    theirs(&mut libtdb, &some_op(&mut random, 40));
+                }
+                match (transaction, cancel) {
+                    (true, true) => libtdb.ask("cancel"),
+                    (true, false) => libtdb.ask("commit"),
+                    _ => String::new(),
+                };
+            }
+            let content = all(&mut tdb);
+            if transaction && cancel {
+                assert_eq!(
+                    content, before,
+                    "round {round}: a cancelled change is there"
+                );
+            }
+            assert_eq!(parse_all(&libtdb.ask("all")), content, "round {round}");
+            tdb.check()
+                .unwrap_or_else(|error| panic!("round {round}: {error}"));
+            if round == 20 {
+                tdb.repack().unwrap();
+                assert_eq!(parse_all(&libtdb.ask("all")), content);
+            }
+            if round == 30 {
+                libtdb.ask("repack");
+                assert_eq!(all(&mut tdb), content);
+            }
+        }
+        drop(libtdb);
+        tool_check(&path);
+    }
+}
+
+/// `tdbtool FILE check` and `tdbdump`, `tdbbackup` accept the file.
+fn tool_check(path: &Path) {
+    let run = |tool: &str, args: &[&str]| {
+        let output = Command::new(tool)
+            .args(args)
+            .output()
+            .expect("this test needs tdb-tools");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{tool} {args:?}: {text}");
+        text
+    };
+    let file = path.to_str().unwrap();
+    let text = run("tdbtool", &[file, "check"]);
+    assert!(text.contains("integrity is OK"), "{text}");
+    let mut tdb = open(path, OpenFlags::empty(), 0);
+    let content = all(&mut tdb);
+    let dump = run("tdbdump", &[file]);
+    assert_eq!(
+        dump.lines().filter(|l| l.starts_with("key(")).count(),
+        content.len()
+    );
+    run("tdbbackup", &[file]);
+    let mut backup = open(&path.with_extension("tdb.bak"), OpenFlags::empty(), 0);
+    assert_eq!(all(&mut backup), content);
+}
+
+/// Two libtdb processes and two handles of ours at the same time: everybody finds their own records
+/// as they left them, and the file is sound.
+#[test]
+fn all_at_once() {
+    for flags in [OpenFlags::NOSYNC, OpenFlags::NOSYNC | OpenFlags::VOLATILE] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.tdb");
+        let mut tdb = open(&path, flags, 3);
+        let mut libtdbs: Vec<_> = (0..2).map(|_| Libtdb::open(&path, flags, 3)).collect();
+        for (i, libtdb) in libtdbs.iter_mut().enumerate() {
+            libtdb.send(&format!("hammer py{i}- {i} 1500"));
+        }
+        let threads: Vec<_> = (0..2)
+            .map(|n| {
+                let mut tdb = open(&path, flags, 3);
+                std::thread::spawn(move || hammer(&mut tdb, n))
+            })
+            .collect();
+        // And a reader that sees only sound records.
+        for _ in 0..20 {
+            all(&mut tdb);
+        }
+        let mut want = BTreeMap::new();
+        for thread in threads {
+            want.extend(thread.join().unwrap());
+        }
+        for libtdb in &mut libtdbs {
+            let answer = libtdb.answer();
+            assert!(answer.starts_with("all"), "{answer}");
+            want.extend(parse_all(&answer));
+        }
+        assert_eq!(all(&mut tdb), want);
+        tdb.check().unwrap();
+        drop(libtdbs);
+        tool_check(&path);
+    }
+}
+
+fn hammer(tdb: &mut Tdb, n: u64) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut random = Random(4711 + n);
+    let mut mine = BTreeMap::new();
+    for i in 0..1500u64 {
+        let key = format!("rs{n}-{}", random.below(30)).into_bytes();
+        match random.below(4) {
+            0 => match tdb.delete(&key) {
+                Ok(()) => assert!(mine.remove(&key).is_some()),
+                Err(Error::NotFound) => assert!(!mine.contains_key(&key)),
+                Err(error) => panic!("{error}"),
+            },
+            1 if i % 16 == 1 => {
+                let mut transaction = tdb.transaction().unwrap();
+                transaction
+                    .store(&key, b"committed", StoreMode::Replace)
+                    .unwrap();
+                transaction.commit().unwrap();
+                mine.insert(key.clone(), b"committed".to_vec());
+            }
+            _ => {
+                let data = vec![b'a' + (i % 26) as u8; random.below(400) as usize];
+                tdb.store(&key, &data, StoreMode::Replace).unwrap();
+                mine.insert(key.clone(), data);
+            }
+        }
+        assert_eq!(tdb.fetch(&key).unwrap().as_ref(), mine.get(&key));
+    }
+    mine
+}
+
+#[test]
+fn locks_exclude_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    let mut tdb = open(&path, OpenFlags::empty(), 3);
+    tdb.store(b"a", b"1", StoreMode::Replace).unwrap();
+    let mut libtdb = Libtdb::open(&path, OpenFlags::empty(), 3);
+    tdb.set_wait(Wait::Try);
+
+    libtdb.ask("begin");
+    assert!(matches!(
+        tdb.store(b"a", b"2", StoreMode::Replace),
+        Err(Error::Busy { .. })
+    ));
+    assert!(matches!(tdb.transaction_start(), Err(Error::Busy { .. })));
+    assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"1");
+    libtdb.ask("put 61 33");
+    assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"1");
+    libtdb.ask("commit");
+    assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"3");
+
+    libtdb.ask("lockall");
+    assert!(matches!(tdb.fetch(b"a"), Err(Error::Busy { .. })));
+    assert!(matches!(
+        tdb.lock_all(LockKind::Shared),
+        Err(Error::Busy { .. })
+    ));
+    libtdb.ask("unlockall");
+    libtdb.ask("readlockall");
+    tdb.lock_all(LockKind::Shared).unwrap();
+    assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"3");
+    assert!(matches!(
+        tdb.store(b"a", b"2", StoreMode::Replace),
+        Err(Error::LockOrder { .. })
+    ));
+    tdb.unlock_all().unwrap();
+    libtdb.ask("readunlockall");
+
+    // Ours makes libtdb wait.
+    tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try)
+        .unwrap();
+    libtdb.send("put 61 34");
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"3");
+    tdb.chain_unlock(b"a").unwrap();
+    assert_eq!(libtdb.answer(), "ok");
+    assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"4");
+
+    // A traverse keeps its record's space.
+    tdb.set_wait(Wait::UpTo(Duration::from_secs(5)));
+    let seen = tdb
+        .traverse(TraverseKind::Read, |tdb, key, data| {
+            assert!(matches!(tdb.delete(key), Err(Error::ReadOnly)));
+            assert_eq!(libtdb.ask("del 61"), "ok");
+            assert_eq!((key, data), (&b"a"[..], &b"4"[..]));
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+    assert_eq!(seen, 1);
+    assert_eq!(tdb.check().unwrap().dead, 1);
+    let seen = tdb
+        .traverse(TraverseKind::Write, |_, _, _| Ok(ControlFlow::Continue(())))
+        .unwrap();
+    assert_eq!(seen, 0);
+}
+
+#[test]
+fn clear_if_first_clears_only_for_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    let flags = OpenFlags::CLEAR_IF_FIRST | OpenFlags::INCOMPATIBLE_HASH;
+    let mut tdb = open(&path, flags, 3);
+    tdb.store(b"a", b"1", StoreMode::Replace).unwrap();
+    let mut libtdb = Libtdb::open(&path, flags, 3);
+    assert_eq!(
+        libtdb.ask("get 61"),
+        "data 31",
+        "libtdb cleared a file in use by us"
+    );
+    drop(tdb);
+    let mut tdb = open(&path, flags, 3);
+    assert_eq!(
+        tdb.fetch(b"a").unwrap().unwrap(),
+        b"1",
+        "we cleared a file in use by libtdb"
+    );
+    drop((libtdb, tdb));
+    assert_eq!(open(&path, flags, 3).fetch(b"a").unwrap(), None);
+}
+
+#[test]
+fn a_record_deleted_under_a_write_traverse_stays_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    let mut tdb = open(&path, OpenFlags::empty(), 2);
+    for i in 0..100u32 {
+        tdb.store(&i.to_le_bytes(), &[0; 50], StoreMode::Insert)
+            .unwrap();
+    }
+    let mut left = 100;
+    let seen = tdb
+        .traverse(TraverseKind::Write, |tdb, key, _| {
+            tdb.delete(key)?;
+            left -= 1;
+            Ok(if left == 50 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        })
+        .unwrap();
+    assert_eq!(seen, 50);
+    assert_eq!(tdb.check().unwrap().used, 50);
+    assert_eq!(all(&mut tdb).len(), 50);
+}
+
+/// libtdb dies in the middle of its commits; the next to open, we, finds a whole state.
+#[test]
+fn libtdb_is_killed_while_it_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    let mut last = 0u64;
+    for round in 0..12 {
+        let mut libtdb = Libtdb::open(&path, OpenFlags::empty(), 3);
+        libtdb.send("pairs");
+        let begun = libtdb.answer();
+        assert!(begun.parse::<u64>().is_ok(), "{begun}");
+        std::thread::sleep(Duration::from_millis(5 + 7 * round));
+        libtdb.child.kill().unwrap();
+        libtdb.child.wait().unwrap();
+        let mut acknowledged = begun;
+        for line in libtdb.output.by_ref().lines() {
+            acknowledged = line.unwrap();
+        }
+        let acknowledged: u64 = acknowledged.parse().unwrap();
+        let mut tdb = open(&path, OpenFlags::empty(), 0);
+        let left = tdb.fetch(b"left").unwrap().unwrap();
+        let right = tdb.fetch(b"right").unwrap().unwrap();
+        assert_eq!(left, right, "round {round}: half a transaction");
+        let is = |i: u64| left == i.to_string().repeat(i as usize % 50 + 1).as_bytes();
+        assert!(
+            is(acknowledged) || is(acknowledged + 1),
+            "round {round}: a commit was lost"
+        );
+        tdb.check()
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        last = last.max(acknowledged);
+    }
+    assert!(last > 3, "libtdb hardly ran");
+}

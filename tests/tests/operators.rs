@@ -1,0 +1,231 @@
+//! What operators do to a running cluster, and what they see: verbs, bans, interfaces, reloads.
+
+use std::fs;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ctdb_tests::lab::{Lab, Node};
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn needs() {
+    if let Some(reason) = ctdb_tests::lab::lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+}
+
+fn cluster() -> Lab {
+    needs();
+    let lab = Lab::builder().build().unwrap();
+    lab.start_daemons().unwrap();
+    lab.wait_all_healthy(LONG).unwrap();
+    lab.wait_all_served(LONG).unwrap();
+    lab
+}
+
+fn done(node: &Node, words: &[&str]) -> String {
+    node.ctdb(words).unwrap().success().unwrap()
+}
+
+fn held_by(lab: &Lab, asked: u32, pnn: u32) -> usize {
+    let owners = lab.node(asked).ip_owners().unwrap();
+    owners.values().filter(|owner| **owner == Some(pnn)).count()
+}
+
+fn flags(node: &Node, of: u32) -> String {
+    let json = node.ctdb_json(&["node", "list"]).unwrap();
+    let nodes = json["nodes"].as_array().unwrap();
+    nodes[of as usize]["flags_text"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn verbs_are_done_when_they_return() {
+    let lab = cluster();
+    let (one, two) = (lab.node(0), lab.node(1));
+    for (away, back, flag) in [
+        (
+            ["node", "disable", "1"],
+            ["node", "enable", "1"],
+            "DISABLED",
+        ),
+        (
+            ["node", "stop", "1"],
+            ["node", "start", "1"],
+            "STOPPED|INACTIVE",
+        ),
+    ] {
+        done(one, &away);
+        assert_eq!(flags(one, 1), flag);
+        assert_eq!(held_by(&lab, 0, 1), 0, "after {away:?}");
+        assert!(
+            lab.node(2)
+                .ip_owners()
+                .unwrap()
+                .values()
+                .all(Option::is_some),
+            "after {away:?}"
+        );
+        done(one, &back);
+        assert_eq!(flags(two, 1), "OK");
+        assert!(held_by(&lab, 0, 1) > 0, "after {back:?}");
+    }
+    // The old words, on another node's behalf.
+    done(one, &["-n", "2", "disable"]);
+    assert_eq!(held_by(&lab, 0, 2), 0);
+    done(one, &["enable", "-n", "2"]);
+    assert!(held_by(&lab, 0, 2) > 0);
+}
+
+#[test]
+fn a_ban_has_a_reason_and_an_end() {
+    let lab = cluster();
+    let one = lab.node(0);
+    let start = Instant::now();
+    done(one, &["node", "ban", "1", "2"]);
+    assert_eq!(flags(one, 1), "BANNED|INACTIVE");
+    assert_eq!(held_by(&lab, 0, 1), 0);
+    let json = one.ctdb_json(&["node", "list"]).unwrap();
+    assert!(
+        json["nodes"][1]["reason"]
+            .as_str()
+            .unwrap()
+            .starts_with("banned"),
+        "{json}"
+    );
+    lab.wait("the ban to end", LONG, || flags(one, 1) == "OK")
+        .unwrap();
+    assert!(start.elapsed() >= Duration::from_secs(2));
+    lab.wait("addresses to come back", LONG, || held_by(&lab, 0, 1) > 0)
+        .unwrap();
+    let history = one
+        .ctdb(&["cluster", "history"])
+        .unwrap()
+        .success()
+        .unwrap();
+    let banned = lab
+        .node(1)
+        .ctdb(&["cluster", "history"])
+        .unwrap()
+        .success()
+        .unwrap();
+    assert!(
+        history.contains("BANNED") || banned.contains("banned"),
+        "{history}{banned}"
+    );
+}
+
+#[test]
+fn the_last_node_lets_go_when_it_is_disabled() {
+    needs();
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    lab.start_daemons().unwrap();
+    lab.wait_all_served(LONG).unwrap();
+    let node = lab.node(0);
+    for (away, back) in [("disable", "enable"), ("stop", "continue")] {
+        done(node, &[away]);
+        let addresses = node.netns().ip("-o address show dev pub0").unwrap();
+        for address in lab.public_addresses() {
+            lab.wait("the address to be off", LONG, || {
+                !node
+                    .netns()
+                    .ip("-o address")
+                    .unwrap()
+                    .contains(&format!(" {address}/"))
+            })
+            .unwrap_or_else(|error| panic!("after {away}: {error}: {addresses}"));
+        }
+        assert!(
+            node.ip_owners().unwrap().values().all(Option::is_none),
+            "after {away}"
+        );
+        done(node, &[back]);
+        assert!(
+            node.ip_owners().unwrap().values().all(Option::is_some),
+            "after {back}"
+        );
+    }
+}
+
+#[test]
+fn a_link_set_down_by_the_operator_counts() {
+    let lab = cluster();
+    let node = lab.node(1);
+    let name = lab.settings().public_interface_names()[0].clone();
+    done(node, &["setifacelink", &name, "down"]);
+    assert_eq!(held_by(&lab, 0, 1), 0);
+    assert!(done(node, &["ifaces"]).contains(&format!("name:{name} link:down")));
+    assert_eq!(flags(lab.node(0), 1), "PARTIALLYONLINE");
+    done(node, &["interface", "link", &name, "up"]);
+    assert!(held_by(&lab, 0, 1) > 0);
+}
+
+#[test]
+fn public_addresses_are_read_again() {
+    let lab = cluster();
+    let gone = lab.public_addresses()[0];
+    let new: IpAddr = "10.99.2.177".parse().unwrap();
+    let name = &lab.settings().public_interface_names()[0];
+    for node in lab.nodes() {
+        let file = node.etc().join("public_addresses");
+        let old = fs::read_to_string(&file).unwrap();
+        let mut lines: Vec<String> = old
+            .lines()
+            .filter(|line| !line.starts_with(&format!("{gone}/")))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(lines.len() + 1, old.lines().count());
+        lines.push(format!("{new}/24 {name}\n"));
+        fs::write(&file, lines.join("\n")).unwrap();
+        done(node, &["ip", "reload"]);
+    }
+    lab.wait("the new address to be served", LONG, || {
+        let owners = lab.node(0).ip_owners().unwrap();
+        owners.get(&new).is_some_and(Option::is_some) && !owners.contains_key(&gone)
+    })
+    .unwrap();
+    for node in lab.nodes() {
+        lab.wait("the old address to be off", LONG, || {
+            !node
+                .netns()
+                .ip("-o address")
+                .unwrap()
+                .contains(&format!(" {gone}/"))
+        })
+        .unwrap();
+    }
+    // A mistake in the file changes nothing.
+    let node = lab.node(0);
+    node.write("public_addresses", "10.99.2.300/24 nowhere\n")
+        .unwrap();
+    let refused = node.ctdb(&["ip", "reload"]).unwrap();
+    assert!(!refused.ok(), "{refused:?}");
+    assert!(lab.node(1).ip_owners().unwrap()[&new].is_some());
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let lab = cluster();
+    let node = lab.node(0);
+    for words in [
+        &["ip", "move", "10.99.2.250", "1"][..],
+        &["ip", "move", "10.99.2.100", "9"],
+        &["ip", "why", "10.99.2.250"],
+        &["node", "disable", "7"],
+        &["node", "ban", "1", "0"],
+        &["interface", "link", "nowhere", "up"],
+        &["log", "level", "LOUD"],
+    ] {
+        let answer = node.ctdb(words).unwrap();
+        assert!(
+            !answer.ok() && !answer.stderr.is_empty(),
+            "{words:?}: {answer:?}"
+        );
+    }
+    let why = node.ctdb_json(&["ip", "why", "10.99.2.100"]).unwrap();
+    assert_eq!(why["nodes"].as_object().unwrap().len(), 3, "{why}");
+    let plan = node.ctdb_json(&["ip", "plan"]).unwrap();
+    assert_eq!(plan["moves"].as_array().unwrap().len(), 0, "{plan}");
+}

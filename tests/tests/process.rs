@@ -1,0 +1,191 @@
+//! The daemon as a process: background, pid file, service manager, exit codes, test mode.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use ctdb_tests::lab::{Lab, Node, workspace_binary};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn lab() -> Lab {
+    if let Some(reason) = ctdb_tests::lab::lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    Lab::builder().nodes(1).public_addresses(1).build().unwrap()
+}
+
+fn daemon(node: &Node) -> Command {
+    let mut command = Command::new(workspace_binary("CTDBD_BIN", "ctdbd").unwrap());
+    command.env("CTDBD_ROOT", node.root());
+    command
+}
+
+fn run(node: &Node, command: &mut Command) -> Output {
+    node.netns().output(command).unwrap()
+}
+
+fn wait(lab: &Lab, what: &str, good: impl FnMut() -> bool) {
+    lab.wait(what, LONG, good).unwrap();
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[test]
+fn without_arguments_it_goes_to_the_background() {
+    let lab = lab();
+    let node = lab.node(0);
+    let started = run(node, &mut daemon(node));
+    assert!(started.status.success(), "{started:?}");
+    // It serves the API when the starting process returns.
+    let answer = node.ctdb(&["getpid"]).unwrap();
+    assert!(answer.ok(), "{answer:?}");
+    let run_dir = node.root().join("run/ctdb");
+    let pid = text(&run_dir.join("ctdbd.pid")).trim().to_owned();
+    assert_eq!(answer.stdout.trim(), pid);
+    let stat = text(Path::new(&format!("/proc/{pid}/stat")));
+    let after_name = stat.rsplit(") ").next().unwrap();
+    assert!(
+        after_name.contains(" 1 ") || !after_name.is_empty(),
+        "{stat}"
+    );
+    let session = after_name.split(' ').nth(3).unwrap();
+    assert_eq!(session, pid, "it leads a session of its own");
+
+    let second = run(node, &mut daemon(node));
+    assert_eq!(second.status.code(), Some(11), "{second:?}");
+    let why = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(why.contains(&pid) && why.contains("ctdbd.pid"), "{why}");
+
+    kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGTERM).unwrap();
+    wait(&lab, "the daemon to end", || {
+        !run_dir.join("ctdbd.pid").exists()
+    });
+    let left: Vec<_> = fs::read_dir(&run_dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    let log = text(&node.root().join("var/log/ctdb/log.ctdb"));
+    assert!(log.contains("Shutdown sequence commencing."), "{log}");
+    assert!(
+        log.contains("Shutdown sequence complete, exiting."),
+        "{log}"
+    );
+}
+
+#[test]
+fn wrong_input_starts_nothing() {
+    let lab = lab();
+    let node = lab.node(0);
+    node.write("ctdb.conf", "[lease]\n\tprofile = swift\n")
+        .unwrap();
+    for arguments in [&[][..], &["-i"]] {
+        let refused = run(node, daemon(node).args(arguments));
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            why.contains("ctdb.conf:2") && why.contains("swift"),
+            "{why}"
+        );
+    }
+    let run_dir = node.root().join("run/ctdb");
+    assert_eq!(fs::read_dir(run_dir).map(Iterator::count).unwrap_or(0), 0);
+    assert!(
+        !node
+            .netns()
+            .run("nft", &["list", "ruleset"])
+            .unwrap()
+            .contains("ctdb")
+    );
+}
+
+#[test]
+fn a_service_manager_is_told() {
+    let lab = lab();
+    let node = lab.node(0);
+    let path = lab.dir().join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    let mut child = node
+        .netns()
+        .spawn(
+            daemon(node)
+                .arg("-i")
+                .env("NOTIFY_SOCKET", &path)
+                .stderr(std::process::Stdio::null()),
+        )
+        .unwrap();
+    let mut buffer = [0; 512];
+    let mut next = || {
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    assert!(next().contains("READY=1"));
+    assert!(next().contains("WATCHDOG=1"));
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    while !next().contains("STOPPING=1") {}
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn with_scripts_it_touches_nothing() {
+    let lab = lab();
+    let node = lab.node(0);
+    node.write("ctdb.conf", "[failover]\n\taddresses = script\n")
+        .unwrap();
+    node.start_daemon().unwrap();
+    let address = lab.public_addresses()[0];
+    lab.wait_owner(0, address, 0, LONG).unwrap();
+    assert!(
+        !node
+            .netns()
+            .ip("-o address")
+            .unwrap()
+            .contains(&address.to_string())
+    );
+    assert!(
+        !node
+            .netns()
+            .run("nft", &["list", "ruleset"])
+            .unwrap()
+            .contains("ctdb")
+    );
+    assert!(!node.root().join("run/ctdb/bpf").exists());
+    assert!(node.stop_graceful(LONG).unwrap().success());
+}
+
+#[test]
+fn in_test_mode_all_is_below_its_base() {
+    let lab = lab();
+    let node = lab.node(0);
+    let base = lab.dir().join("base");
+    for dir in ["run", "var/volatile", "var/persistent", "var/state"] {
+        fs::create_dir_all(base.join(dir)).unwrap();
+    }
+    fs::copy(node.etc().join("nodes"), base.join("nodes")).unwrap();
+    let envs = [
+        ("CTDB_TEST_MODE", "1".into()),
+        ("CTDB_BASE", base.clone().into_os_string()),
+    ];
+    let mut command = Command::new(workspace_binary("CTDBD_BIN", "ctdbd").unwrap());
+    // Without a key: the test mode implies plain links.
+    let started = run(node, command.envs(envs.clone()));
+    assert!(started.status.success(), "{started:?}");
+    let ctdb = |words: &[&str]| {
+        let mut command = Command::new(workspace_binary("CTDB_BIN", "ctdb").unwrap());
+        run(node, command.args(words).envs(envs.clone()))
+    };
+    wait(&lab, "the node of the test mode to be healthy", || {
+        String::from_utf8_lossy(&ctdb(&["nodestatus"]).stdout).contains("OK (THIS NODE)")
+    });
+    assert!(base.join("run/ctdbd.pid").exists());
+    assert!(ctdb(&["shutdown"]).status.success());
+    wait(&lab, "its end", || !base.join("run/ctdbd.pid").exists());
+}
