@@ -84,7 +84,10 @@ fn a_ban_has_a_reason_and_an_end() {
     let lab = cluster();
     let one = lab.node(0);
     let start = Instant::now();
-    done(one, &["node", "ban", "1", "2"]);
+    done(
+        one,
+        &["node", "ban", "1", "--time", "2", "--reason", "a test"],
+    );
     assert_eq!(flags(one, 1), "BANNED|INACTIVE");
     assert_eq!(held_by(&lab, 0, 1), 0);
     let json = one.ctdb_json(&["node", "list"]).unwrap();
@@ -92,7 +95,7 @@ fn a_ban_has_a_reason_and_an_end() {
         json["nodes"][1]["reason"]
             .as_str()
             .unwrap()
-            .starts_with("banned"),
+            .starts_with("banned: a test"),
         "{json}"
     );
     lab.wait("the ban to end", LONG, || flags(one, 1) == "OK")
@@ -214,7 +217,7 @@ fn what_cannot_be_done_is_said() {
         &["ip", "move", "10.99.2.100", "9"],
         &["ip", "why", "10.99.2.250"],
         &["node", "disable", "7"],
-        &["node", "ban", "1", "0"],
+        &["node", "ban", "1", "--time", "0"],
         &["interface", "link", "nowhere", "up"],
         &["log", "level", "LOUD"],
     ] {

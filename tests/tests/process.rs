@@ -96,7 +96,7 @@ fn wrong_input_starts_nothing() {
         );
     }
     let run_dir = node.root().join("run/ctdb");
-    assert_eq!(fs::read_dir(run_dir).map(Iterator::count).unwrap_or(0), 0);
+    assert_eq!(fs::read_dir(run_dir).map_or(0, Iterator::count), 0);
     assert!(
         !node
             .netns()

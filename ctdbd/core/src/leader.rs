@@ -272,15 +272,18 @@ impl Leader {
             let covered = match host.know {
                 Know::Dead => false,
                 Know::Unknown => true,
-                Know::Known if host.epoch.incarnation == over.incarnation => {
-                    host.epoch.number <= over.number
+                // R13: the epoch was known when the heartbeat was sent, to the detector or here.
+                Know::Known => {
+                    host.epoch.incarnation == over.incarnation && host.epoch.number <= over.number
+                        || host.learned_at < sent_at
                 }
-                Know::Known => host.learned_at < sent_at,
             };
             if covered {
                 host.lapse();
                 host.know = Know::Dead;
-                host.epoch = over;
+                if host.epoch.incarnation != over.incarnation || host.epoch.number < over.number {
+                    host.epoch = over;
+                }
                 host.has_right = false;
                 host.right_ended_at = None;
                 self.dirty = true;
@@ -310,7 +313,7 @@ impl Leader {
 
     fn watch_silence(&mut self, now: BootTime, situation: &Situation) {
         let usable = |(pnn, host): &(&Pnn, &Host)| {
-            host.know == Know::Known && !host.deaf && situation.linked.contains(**pnn)
+            host.has_right && !host.deaf && situation.linked.contains(**pnn)
         };
         if self.hosts.iter().filter(usable).count() > self.hosts.len() / 2 {
             self.lonely_since = None;

@@ -536,6 +536,8 @@ impl Node {
                 self.action(Action::Reallocate, None, Reply::Step(sender));
                 Step::Next(Wait::LeaderAnswers(receiver))
             }
+            // Nobody is there who could lead or take anything: it is as done as it can be.
+            Wait::Leader if coordinator.situation().linked.len() == 1 => Step::Finished,
             Wait::Leader => Step::Stay(Wait::Leader),
             Wait::LeaderAnswers(mut receiver) => match receiver.try_recv() {
                 Ok(Ok(_)) => Step::Finished,
