@@ -206,7 +206,11 @@ impl Coordinator {
                 self.send_state(now, &mut out);
             }
             Input::Tick => {
-                let work = self.holder.tick(now, self.config.give_up);
+                let mut work = self.holder.tick(now, self.config.give_up);
+                // It may not host, and there is nobody who could lead and say so.
+                if self.info.flags.is_inactive() && self.linked().is_empty() {
+                    work.extend(self.holder.let_go());
+                }
                 out.extend(work.into_iter().map(Effect::Work));
             }
             Input::Reallocate(nodes) => {

@@ -184,6 +184,15 @@ impl Holder {
         }
     }
 
+    /// Lets go of everything without an order: a stopped or banned node that nobody can give
+    /// orders to.
+    pub fn let_go(&mut self) -> Vec<Work> {
+        let mut work = Vec::new();
+        self.desired.clear();
+        self.reconcile(&mut work);
+        work
+    }
+
     fn discard_dormant(&mut self, work: &mut Vec<Work>) {
         if !self.dormant.is_empty() {
             let addresses = std::mem::take(&mut self.dormant).into_iter().collect();

@@ -537,7 +537,11 @@ impl Node {
                 Step::Next(Wait::LeaderAnswers(receiver))
             }
             // Nobody is there who could lead or take anything: it is as done as it can be.
-            Wait::Leader if coordinator.situation().linked.len() == 1 => Step::Finished,
+            Wait::Leader
+                if coordinator.situation().linked.len() == 1 && !self.parts.local.may_lead() =>
+            {
+                Step::Finished
+            }
             Wait::Leader => Step::Stay(Wait::Leader),
             Wait::LeaderAnswers(mut receiver) => match receiver.try_recv() {
                 Ok(Ok(_)) => Step::Finished,
