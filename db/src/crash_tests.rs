@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use proptest::prelude::*;
 
@@ -29,6 +30,7 @@ fn recorded(image: &[u8]) -> Tdb {
     let backing = Backing::Recorded {
         bytes: image.to_vec(),
         log: Vec::new(),
+        limit: u64::MAX,
     };
     let options = OpenOptions::default();
     Tdb::assemble(
@@ -84,7 +86,12 @@ fn in_transaction(tdb: &mut Tdb, change: impl Fn(&mut Tdb)) {
     transaction.commit().unwrap();
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> &'static [Case] {
+    static CASES: OnceLock<Vec<Case>> = OnceLock::new();
+    CASES.get_or_init(build_cases)
+}
+
+fn build_cases() -> Vec<Case> {
     let base = |tdb: &mut Tdb| {
         put(tdb, "base", b"old");
         put(tdb, "gone", b"soon");
@@ -205,7 +212,7 @@ fn a_process_dies_at_every_step_of_a_commit() {
                 let mut half = image.clone();
                 apply(
                     &mut half,
-                    &Change::Write(*at, data[..data.len() / 2 & !3].to_vec()),
+                    &Change::Write(*at, data[..(data.len() / 2) & !3].to_vec()),
                 );
                 let found = reopen(&half, &name).0;
                 assert!(
@@ -288,7 +295,7 @@ proptest! {
     /// The power fails: of what was written after the last sync any pages are lost.
     #[test]
     fn a_power_cut_leaves_old_or_new(which in 0usize..7, cut in any::<prop::sample::Index>(), seed in any::<u64>()) {
-        let case = cases().swap_remove(which);
+        let case = &cases()[which];
         let end = cut.index(case.log.len() + 1);
         let synced = case.log[..end].iter().rposition(|c| matches!(c, Change::Sync)).unwrap_or(0);
         let mut image = case.image.clone();
@@ -317,5 +324,51 @@ proptest! {
         }
         let (found, _) = reopen(&image, case.name);
         prop_assert!(found == case.old || found == case.new, "{} cut at {}: a mixture", case.name, end);
+    }
+}
+
+/// The disk is full: what was there stays, in every mode, and the file is sound.
+#[test]
+fn a_store_without_room_keeps_the_old_record() {
+    for max_dead in [0, 5] {
+        let options = OpenOptions {
+            hash_size: 2,
+            ..OpenOptions::default()
+        };
+        let mut tdb = Tdb::internal(&options).unwrap();
+        put(&mut tdb, "key", &[1; 3000]);
+        put(&mut tdb, "other", &[2; 3000]);
+        let image = tdb.bytes().unwrap().to_vec();
+        let header = Header::decode(&image).unwrap();
+        let limit = image.len() as u64;
+        let backing = Backing::Recorded {
+            bytes: image,
+            log: Vec::new(),
+            limit,
+        };
+        let mut tdb = Tdb::assemble(
+            backing,
+            Path::new("(test)"),
+            &header,
+            &options,
+            OpenFlags::NOLOCK,
+        )
+        .unwrap();
+        tdb.set_max_dead(max_dead);
+        let old = content(&mut tdb);
+        for len in [1_000_000, 2_000_000] {
+            let error = tdb
+                .store(b"key", &vec![3; len], StoreMode::Replace)
+                .unwrap_err();
+            assert!(matches!(error, crate::Error::NoSpace { .. }), "{error}");
+            assert_eq!(content(&mut tdb), old);
+            tdb.check().unwrap();
+        }
+        let mut transaction = tdb.transaction().unwrap();
+        put(&mut transaction, "key", &vec![4; 1_000_000]);
+        let error = transaction.commit().unwrap_err();
+        assert!(matches!(error, crate::Error::NoSpace { .. }), "{error}");
+        assert_eq!(content(&mut tdb), old);
+        assert_eq!(tdb.check().unwrap().lost_bytes, 0);
     }
 }

@@ -84,8 +84,8 @@ pub enum Fault {
     /// The recovery area's content makes no sense.
     #[error("the recovery area is damaged")]
     BadRecovery,
-    /// The allocator went round too often.
-    #[error("the freelist does not come to rest")]
+    /// The allocator or a traverse went round too often.
+    #[error("the list does not come to rest")]
     Restless,
 }
 

@@ -55,7 +55,8 @@ bitflags::bitflags! {
 pub struct OpenOptions {
     /// libtdb's flags.
     pub flags: OpenFlags,
-    /// Create the file if it does not exist or is not a TDB file.
+    /// Create the file if it does not exist, or is no more than the beginning of a new one. (libtdb
+    /// overwrites whatever does not begin with the magic.)
     pub create: bool,
     /// Open for reading: no lock is taken, so what is read may be half written.
     pub read_only: bool,
@@ -202,7 +203,10 @@ impl Opening<'_> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => HeaderFault::Short,
             Err(error) => return Err(self.io("read")(error)),
         };
-        let is_new = matches!(fault, HeaderFault::Short | HeaderFault::Magic);
+        // libtdb makes a new database of anything without the magic. Here only of what can be no
+        // more than the beginning of one: a wrong path or a damaged first page costs no data.
+        let blank = bytes.iter().all(|b| *b == 0);
+        let is_new = fault == HeaderFault::Short || (fault == HeaderFault::Magic && blank);
         if is_new && self.options.create && !self.options.read_only {
             return Ok(None);
         }

@@ -1,4 +1,60 @@
 //! The TDB engine: files shared with libtdb (spec/database.md A, B).
+//!
+//! A [`Tdb`] is an open database: `fetch`, `store`, `append`, `delete`, `traverse`, `wipe_all`,
+//! `repack`, `check`, counted chain locks and the lock on all records, transactions. Unmodified
+//! libtdb processes may use the same file at the same time: format, allocation, locks and crash
+//! recovery are theirs, and for the same operations in the same order the file is the same to the
+//! byte (`tests/interop.rs`).
+//!
+//! # What is here
+//!
+//! * [`format`] and [`hash`]: headers, records, geometry, sizes, both hash functions, both byte
+//!   orders. Pure.
+//! * Files with the old or the Jenkins hash, of either byte order, read and written; files with a
+//!   mutex area read-only. Databases in memory.
+//! * The locks of libtdb as open-file-description locks: open, active (`CLEAR_IF_FIRST`),
+//!   transaction, chains, freelist, all records, record positions, sequence number; tried, waited for
+//!   up to a time, or waited for in the kernel ([`Wait`]).
+//! * The whole write path: free list with merging, dead records, growth, wipe, sequence number.
+//! * Transactions, nested too, with libtdb's recovery area and sync order, and recovery of its
+//!   crashes as of ours, at open and at the first lock.
+//! * A check that names offset and fault.
+//!
+//! # What is not here yet
+//!
+//! * Robust mutexes (`MUTEX_LOCKING`, B.6): such files are refused unless opened read-only.
+//! * A mapped file: every access is a `pread` or `pwrite`. That is slower than libtdb's map, and
+//!   immune to SIGBUS. Also for that reason the sequence number is counted under its byte lock, while
+//!   libtdb increments it atomically in its map: of two simultaneous changes one count can be lost.
+//! * Marking (B.7) and transactions under a lock that another handle holds.
+//! * Prepared commits, and waiters that later requests join.
+//! * The record header of CTDB (C.1), marshalled buffers (C.8), the record protocol.
+//!
+//! # Where it differs from libtdb on purpose
+//!
+//! * Crash recovery keeps the recovery area and frees what the crashed commit added; libtdb forgets
+//!   both, and its own check then may fail (I.1). [`Tdb::check`] knows exactly what is lost space.
+//! * A commit that makes a new recovery area describes and syncs it before the header points to it:
+//!   one sync more, only then.
+//! * A store that finds no room leaves the old record in place.
+//! * A dead record on which somebody's traverse stands is not reused.
+//! * A file is made new only if it is empty, shorter than a header, or zeros.
+//! * Opening the same file twice in a process is allowed: handles are independent lock owners.
+//!
+//! # One handle, one user
+//!
+//! Every operation takes `&mut self`: a handle serves one thread at a time, and may move between
+//! threads, also with locks held. For concurrent use open the file once per user. Locks are counted
+//! per handle and belong to its file description; dropping the handle gives them up. Between `fork`
+//! and `exec` a child shares the description, so a dropped handle's locks can last that moment
+//! longer. Lock order, of which the handle refuses the worst violations: transaction, all records,
+//! one chain, freelist.
+//!
+//! # What is read is not believed
+//!
+//! Every offset, length and link is checked before use; lists are bounded and loops noticed; memory
+//! is asked for only after the file was found to have that many bytes, and within
+//! [`OpenOptions::max_record_len`]. A damaged or truncated file gives [`Error::Corrupt`].
 #![forbid(unsafe_code)]
 
 mod check;

@@ -16,8 +16,22 @@ pub(crate) struct Found {
     pub(crate) link: u32,
 }
 
-/// Offset, key and data of a visited record.
-type Visited = (u32, Vec<u8>, Vec<u8>);
+/// Key and data of a visited record.
+type Visited = (Vec<u8>, Vec<u8>);
+
+/// How often a walk through one chain may lose its place because others moved records.
+const MAX_RESTARTS: u32 = 100;
+
+/// A traverse's way through one chain.
+#[derive(Debug)]
+struct Walk {
+    chain: u32,
+    kind: LockKind,
+    /// The record on which it stands.
+    position: Option<u32>,
+    guard: LoopGuard,
+    restarts: u32,
+}
 
 /// Whether a traverse may change records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +153,9 @@ impl Tdb {
     /// Calls `visit` with every record until it breaks; the number of records visited.
     ///
     /// While `visit` runs no chain is locked, but the record that it sees cannot be freed. A
-    /// record that others store or delete meanwhile is visited or not; every other exactly once.
+    /// record that others store or delete meanwhile is visited or not; every other exactly once -
+    /// except beside a libtdb handle with `VOLATILE`, which reuses deleted records without looking
+    /// whether somebody stands there: then records of that chain can come twice.
     pub fn traverse(
         &mut self,
         kind: TraverseKind,
@@ -184,25 +200,26 @@ impl Tdb {
             if chain != 0 && self.storage.read_word(self.geometry.head(chain))? == 0 {
                 continue;
             }
-            let mut position = None;
-            let mut guard = LoopGuard::new(self.storage.size());
+            let mut walk = Walk {
+                chain,
+                kind,
+                position: None,
+                guard: LoopGuard::new(self.storage.size()),
+                restarts: 0,
+            };
             loop {
-                let step = self.traverse_step(chain, kind, position, &mut guard);
-                let (offset, key, data) = match step {
+                let (key, data) = match self.traverse_step(&mut walk) {
                     Ok(Some(record)) => record,
                     Ok(None) => break,
                     Err(error) => {
-                        if let Some(offset) = position {
-                            self.leave(offset)?;
-                        }
+                        self.leave(walk.position)?;
                         return Err(error);
                     }
                 };
-                position = Some(offset);
                 count += 1;
                 let flow = visit(self, &key, &data);
                 if !matches!(flow, Ok(ControlFlow::Continue(()))) {
-                    self.leave(offset)?;
+                    self.leave(walk.position)?;
                     return flow.map(|_| count);
                 }
             }
@@ -210,23 +227,13 @@ impl Tdb {
         Ok(count)
     }
 
-    /// The next live record of a chain after `from`, on which we then stand.
-    fn traverse_step(
-        &mut self,
-        chain: u32,
-        kind: LockKind,
-        from: Option<u32>,
-        guard: &mut LoopGuard,
-    ) -> Result<Option<Visited>> {
-        self.with_lock(LockName::Chain(chain), kind, |tdb| {
-            let mut offset = match from {
-                // Our lock on it kept it linked, perhaps dead.
-                Some(from) => tdb.read_checked(from)?.next,
-                None => tdb.storage.read_word(tdb.geometry.head(chain))?,
-            };
+    /// The next live record of a chain, on which we then stand.
+    fn traverse_step(&mut self, walk: &mut Walk) -> Result<Option<Visited>> {
+        self.with_lock(LockName::Chain(walk.chain), walk.kind, |tdb| {
+            let mut offset = tdb.traverse_from(walk)?;
             while offset != 0 {
-                if !guard.step(offset) {
-                    return Err(tdb.storage.corrupt(offset, Fault::Cycle));
+                if !walk.guard.step(offset) {
+                    tdb.restart(walk)?;
                 }
                 let record = tdb.read_checked(offset)?;
                 match record.kind() {
@@ -239,23 +246,53 @@ impl Tdb {
                             tdb.lock_range(name, LockKind::Shared, tdb.wait)?;
                         }
                         tdb.positions.push(offset);
-                        if let Some(from) = from {
-                            tdb.leave(from)?;
-                        }
-                        return Ok(Some((offset, key, data)));
+                        let before = walk.position.replace(offset);
+                        tdb.leave(before)?;
+                        return Ok(Some((key, data)));
                     }
                     _ => return Err(tdb.storage.corrupt(offset, Fault::BadMagic(record.magic))),
                 }
             }
-            if let Some(from) = from {
-                tdb.leave(from)?;
-            }
+            let before = walk.position.take();
+            tdb.leave(before)?;
             Ok(None)
         })
     }
 
+    /// The record after the one on which we stand. Our lock on it kept it linked, perhaps dead -
+    /// unless a libtdb handle with `VOLATILE` has reused it, which does not look at locks.
+    fn traverse_from(&mut self, walk: &mut Walk) -> Result<u32> {
+        let head = self.geometry.head(walk.chain);
+        let Some(position) = walk.position else {
+            return self.storage.read_word(head);
+        };
+        let record = self.read_checked(position)?;
+        let ours = matches!(record.kind(), RecordKind::Used | RecordKind::Dead)
+            && self.geometry.chain(record.full_hash) == walk.chain;
+        if ours {
+            return Ok(record.next);
+        }
+        self.restart(walk)?;
+        self.storage.read_word(head)
+    }
+
+    /// The chain changed under the walk, if it is sound: go on with a new guard.
+    fn restart(&mut self, walk: &mut Walk) -> Result<()> {
+        self.walk_chain(walk.chain, |_, _| Ok(ControlFlow::<()>::Continue(())))?;
+        walk.restarts += 1;
+        if walk.restarts > MAX_RESTARTS {
+            let head = self.geometry.head(walk.chain);
+            return Err(self.storage.corrupt(head, Fault::Restless));
+        }
+        walk.guard = LoopGuard::new(self.storage.size());
+        Ok(())
+    }
+
     /// A traverse of ours leaves a record.
-    fn leave(&mut self, offset: u32) -> Result<()> {
+    fn leave(&mut self, position: Option<u32>) -> Result<()> {
+        let Some(offset) = position else {
+            return Ok(());
+        };
         if let Some(i) = self.positions.iter().rposition(|p| *p == offset) {
             self.positions.remove(i);
         }

@@ -20,9 +20,13 @@ pub(crate) enum Backing {
     File(File),
     /// Memory only.
     Memory(Vec<u8>),
-    /// Memory that notes every change, for crash tests.
+    /// Memory that notes every change and can be full, for crash tests.
     #[cfg(test)]
-    Recorded { bytes: Vec<u8>, log: Vec<Change> },
+    Recorded {
+        bytes: Vec<u8>,
+        log: Vec<Change>,
+        limit: u64,
+    },
 }
 
 /// One change of a recorded backing.
@@ -62,7 +66,7 @@ impl Backing {
             Self::File(file) => file.write_all_at(data, at),
             Self::Memory(bytes) => write_memory(bytes, at, data),
             #[cfg(test)]
-            Self::Recorded { bytes, log } => {
+            Self::Recorded { bytes, log, .. } => {
                 log.push(Change::Write(at, data.to_vec()));
                 write_memory(bytes, at, data)
             }
@@ -75,7 +79,10 @@ impl Backing {
             Self::File(file) => grow_file(file, old, new),
             Self::Memory(bytes) => grow_memory(bytes, new),
             #[cfg(test)]
-            Self::Recorded { bytes, log } => {
+            Self::Recorded { bytes, log, limit } => {
+                if new > *limit {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
                 log.push(Change::Grow(new));
                 grow_memory(bytes, new)
             }

@@ -206,6 +206,10 @@ impl Tdb {
 
         // Old content of the blocks, with an area that is not armed yet.
         let mut saved = vec![0; RECORD_LEN as usize];
+        let need = self.area_need(old_end, area.offset)? as usize;
+        saved
+            .try_reserve_exact(need)
+            .map_err(|_| Error::NoMemory(need))?;
         for (start, len) in self.old_ranges(old_end, area.offset, area_end) {
             saved.extend_from_slice(&order.bytes(start));
             saved.extend_from_slice(&order.bytes(len));

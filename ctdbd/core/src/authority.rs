@@ -699,3 +699,6 @@ pub fn slot_of(epoch: u32) -> u32 {
         1 + (epoch - 1) % (SLOTS - 1)
     }
 }
+
+#[cfg(test)]
+mod tests;

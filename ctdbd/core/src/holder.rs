@@ -292,3 +292,6 @@ impl Holder {
         &self.holds
     }
 }
+
+#[cfg(test)]
+mod tests;

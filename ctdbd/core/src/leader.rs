@@ -642,3 +642,6 @@ impl Leader {
         self.failed.contains_key(&(pnn, address))
     }
 }
+
+#[cfg(test)]
+mod tests;

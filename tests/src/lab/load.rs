@@ -7,6 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use socket2::SockRef;
 
 use super::{Lab, Netns};
 
@@ -14,7 +17,7 @@ use super::{Lab, Netns};
 const SMALL: usize = 64;
 /// Port of the sink and of the echo.
 const PORT: u16 = 7100;
-/// A lost datagram must not hang the measurement.
+/// A lost datagram, or a connection that is never let in, must not hang the measurement.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Lab {
@@ -23,7 +26,12 @@ impl Lab {
         let target = SocketAddr::new(address, PORT);
         serving(
             self.node(node).netns(),
-            || TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("listening"),
+            || {
+                let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
+                // Linux holds accept() to it, too: a client that never comes is an error.
+                SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
+                Ok(listener)
+            },
             |listener| {
                 let (mut stream, _) = listener.accept()?;
                 let mut data = vec![0; 256 << 10];
@@ -32,7 +40,7 @@ impl Lab {
             },
             || {
                 self.client().enter(|| {
-                    let mut stream = TcpStream::connect(target)
+                    let mut stream = TcpStream::connect_timeout(&target, PATIENCE)
                         .with_context(|| format!("connecting to {target}"))?;
                     let data = vec![0; 256 << 10];
                     let start = Instant::now();
@@ -47,7 +55,8 @@ impl Lab {
         )
     }
 
-    /// Round trips per second of one small UDP packet at a time to an address on a node.
+    /// Round trips per second of one small UDP packet at a time to an address on a node, both ends
+    /// on one CPU.
     pub fn small_packets(&self, node: u32, address: IpAddr, span: Duration) -> Result<f64> {
         let target = SocketAddr::new(address, PORT);
         serving(
@@ -60,6 +69,7 @@ impl Lab {
                 Ok(socket)
             },
             |socket| {
+                one_cpu()?;
                 let mut data = [0; 2 * SMALL];
                 loop {
                     let (length, from) = socket.recv_from(&mut data)?;
@@ -71,6 +81,7 @@ impl Lab {
             },
             || {
                 self.client().enter(|| {
+                    one_cpu()?;
                     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
                     socket.set_read_timeout(Some(PATIENCE))?;
                     socket.connect(target)?;
@@ -89,6 +100,14 @@ impl Lab {
             },
         )
     }
+}
+
+/// Keeps the calling thread on the first CPU: both ends together, a round trip is work alone, and
+/// not the waking of another CPU, which takes now more, now less.
+fn one_cpu() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("staying on one CPU")
 }
 
 /// Opens and serves on a thread of its own inside `space` while `work` goes on here.

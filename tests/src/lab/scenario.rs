@@ -85,6 +85,9 @@ pub enum Role {
     Leader,
 }
 
+/// Age of a cluster at work.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// What is to happen to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -217,6 +220,9 @@ impl<'a> Scene<'a> {
         events: Option<Sender<Event>>,
     ) -> Result<Self> {
         let Plan { fail, role, ipv6 } = plan;
+        // What fails is a cluster at work, not one that starts: a witness that has not answered
+        // a node yet knows nothing of it (authority.md 11).
+        std::thread::sleep(SETTLED);
         let victim = lab.victim(plan)?;
         let owners = lab.node(victim).ip_owners()?;
         let of_victim = owners
