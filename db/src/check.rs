@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 
 use crate::error::{Fault, Result};
 use crate::format::{FREELIST_TOP, HEADER_LEN, Header, RECORD_LEN, RecordHeader, RecordKind};
-use crate::handle::{LoopGuard, Tdb};
+use crate::handle::Tdb;
 use crate::hash::HashKind;
 use crate::lock::LockKind;
+use crate::walk::LoopGuard;
 
 /// What a check counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

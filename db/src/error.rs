@@ -157,6 +157,12 @@ pub enum Error {
         /// The lock.
         lock: LockName,
     },
+    /// A commit crashed, and this handle does not hold the locks to undo it.
+    #[error("{path} holds a half-done commit; whoever holds the real lock must recover it first", path = .path.display())]
+    NeedsRecovery {
+        /// The file.
+        path: PathBuf,
+    },
     /// The lock is not held by this handle.
     #[error("{lock} is not held by this handle")]
     NotLocked {

@@ -18,7 +18,9 @@
 //! * The whole write path: free list with merging, dead records, growth, wipe, sequence number.
 //! * Transactions, nested too, with libtdb's recovery area and sync order, and recovery of its
 //!   crashes as of ours, at open and at the first lock.
+//! * Marking (B.7), and transactions under an exclusive lock on all records, real or marked.
 //! * A check that names offset and fault.
+//! * [`record`]: CTDB's record header (C.1) and buffers of records (C.8). Pure.
 //!
 //! # What is not here yet
 //!
@@ -26,9 +28,8 @@
 //! * A mapped file: every access is a `pread` or `pwrite`. That is slower than libtdb's map, and
 //!   immune to SIGBUS. Also for that reason the sequence number is counted under its byte lock, while
 //!   libtdb increments it atomically in its map: of two simultaneous changes one count can be lost.
-//! * Marking (B.7) and transactions under a lock that another handle holds.
 //! * Prepared commits, and waiters that later requests join.
-//! * The record header of CTDB (C.1), marshalled buffers (C.8), the record protocol.
+//! * The record protocol, recovery of databases, vacuuming (D, E, F).
 //!
 //! # Where it differs from libtdb on purpose
 //!
@@ -65,17 +66,22 @@ pub mod format;
 mod handle;
 pub mod hash;
 mod lock;
+mod locking;
+mod open;
 mod read;
+pub mod record;
 mod recovery;
 mod space;
 mod storage;
 mod transaction;
+mod walk;
 mod write;
 
 pub use check::CheckReport;
 pub use error::{Error, Fault, Result};
-pub use handle::{OpenFlags, OpenOptions, Tdb};
+pub use handle::Tdb;
 pub use lock::{LockKind, LockName, Wait};
+pub use open::{OpenFlags, OpenOptions};
 pub use read::TraverseKind;
 pub use transaction::Transaction;
 pub use write::StoreMode;

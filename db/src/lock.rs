@@ -231,6 +231,8 @@ pub(crate) struct Held {
     pub(crate) name: LockName,
     pub(crate) kind: LockKind,
     pub(crate) count: u32,
+    /// Somebody else holds the bytes for us (B.7).
+    pub(crate) marked: bool,
 }
 
 /// The lock of all records, as this handle holds it.
@@ -240,6 +242,8 @@ pub(crate) struct HeldAll {
     pub(crate) count: u32,
     /// Shared, but counts as exclusive for this handle (B.5).
     pub(crate) upgradable: bool,
+    /// Somebody else holds the bytes for us (B.7).
+    pub(crate) marked: bool,
 }
 
 /// What one handle holds (B.2).
@@ -255,11 +259,12 @@ impl LockTable {
         self.held.iter_mut().find(|held| held.name == name)
     }
 
-    pub(crate) fn insert(&mut self, name: LockName, kind: LockKind) {
+    pub(crate) fn insert(&mut self, name: LockName, kind: LockKind, marked: bool) {
         self.held.push(Held {
             name,
             kind,
             count: 1,
+            marked,
         });
     }
 

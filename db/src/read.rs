@@ -4,8 +4,9 @@ use std::ops::ControlFlow;
 
 use crate::error::{Error, Fault, Result};
 use crate::format::{RECORD_LEN, RecordHeader, RecordKind};
-use crate::handle::{LoopGuard, Tdb};
+use crate::handle::Tdb;
 use crate::lock::{LockKind, LockName, Wait};
+use crate::walk::LoopGuard;
 
 /// A record and where it is.
 #[derive(Clone, Copy, Debug)]

@@ -9,8 +9,9 @@ use crate::format::{
     FILL_WORD, FREE_MAGIC, FREELIST_TOP, MIN_SPLIT, RECORD_LEN, RecordHeader, RecordKind,
     TAILER_LEN, USED_MAGIC, expansion, request_len,
 };
-use crate::handle::{LoopGuard, Tdb};
+use crate::handle::Tdb;
 use crate::lock::{LockKind, LockName, Wait};
+use crate::walk::LoopGuard;
 
 /// What the allocator found in the freelist.
 #[derive(Clone, Copy, Debug)]

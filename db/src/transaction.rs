@@ -4,8 +4,9 @@
 
 use crate::error::{Error, Result};
 use crate::format::{RECORD_LEN, TAILER_LEN, expansion, field};
-use crate::handle::{OpenFlags, Tdb};
-use crate::lock::{LockKind, LockName};
+use crate::handle::Tdb;
+use crate::lock::{HeldAll, LockKind, LockName};
+use crate::open::OpenFlags;
 use crate::recovery::{MAGIC_AT, area_header, around};
 
 /// A transaction that is running on a handle.
@@ -15,6 +16,8 @@ pub(crate) struct Running {
     depth: u32,
     /// A nested one was cancelled.
     failed: bool,
+    /// It runs under a lock on all records that the handle held before, and keeps.
+    borrowed: bool,
 }
 
 /// Where the old content goes.
@@ -83,7 +86,9 @@ impl Tdb {
     }
 
     /// Starts a transaction, or nests one. Waits for the transaction lock, and for all writers to
-    /// leave; others can read until the commit. Not inside a traverse or with a lock held.
+    /// leave; others can read until the commit. Not inside a traverse or with a lock held - except the
+    /// exclusive lock on all records, real or marked: then no other lock is needed, nobody reads
+    /// meanwhile, and the lock stays when the transaction is over.
     pub fn transaction_start(&mut self) -> Result<()> {
         self.writable()?;
         if let Some(running) = &mut self.running {
@@ -96,28 +101,35 @@ impl Tdb {
         if !self.positions.is_empty() {
             return Err(Error::InTraverse);
         }
-        if self.locks.holds_any() {
+        let exclusive = |all: HeldAll| all.kind == LockKind::Exclusive;
+        let borrowed = self.locks.all.is_some_and(exclusive);
+        if self.locks.holds_any() && (!borrowed || self.locks.holds_data()) {
             return Err(Error::LockOrder {
                 lock: LockName::Transaction,
             });
         }
-        self.lock(LockName::Transaction, LockKind::Exclusive, self.wait)?;
-        let ready = self
-            .lock_all_as(LockKind::Shared, true, self.wait)
-            .and_then(|()| self.storage.refresh())
-            .and_then(|()| {
-                if self.is_locking() {
-                    Ok(false)
-                } else {
-                    self.recover_if_needed()
-                }
-            });
+        let ready = if borrowed {
+            Ok(())
+        } else {
+            self.lock(LockName::Transaction, LockKind::Exclusive, self.wait)?;
+            self.lock_all_as(LockKind::Shared, true, self.wait)
+        };
+        let ready = ready.and_then(|()| self.storage.refresh()).and_then(|()| {
+            if self.is_locking() {
+                Ok(false)
+            } else {
+                self.recover_if_needed()
+            }
+        });
         if let Err(error) = ready {
-            self.give_back()?;
+            self.give_back(borrowed)?;
             return Err(error);
         }
         self.storage.begin();
-        self.running = Some(Running::default());
+        self.running = Some(Running {
+            borrowed,
+            ..Running::default()
+        });
         Ok(())
     }
 
@@ -169,11 +181,14 @@ impl Tdb {
     /// Drops what is left of the transaction and gives its locks back.
     fn end(&mut self) -> Result<()> {
         self.storage.abandon();
-        self.running = None;
-        self.give_back()
+        let borrowed = self.running.take().is_some_and(|running| running.borrowed);
+        self.give_back(borrowed)
     }
 
-    fn give_back(&mut self) -> Result<()> {
+    fn give_back(&mut self, borrowed: bool) -> Result<()> {
+        if borrowed {
+            return Ok(());
+        }
         let all = if self.locks.all.take().is_some() {
             self.release_all_bytes()
         } else {
@@ -184,7 +199,9 @@ impl Tdb {
     }
 
     fn commit_locked(&mut self) -> Result<()> {
-        self.upgrade_all()?;
+        if !self.running.is_some_and(|running| running.borrowed) {
+            self.upgrade_all()?;
+        }
         self.lock_range(LockName::Open, LockKind::Exclusive, self.wait)?;
         let result = self.commit_blocks();
         let unlocked = self.unlock_range(LockName::Open);
@@ -363,8 +380,9 @@ impl Tdb {
     /// A commit that grew a file with much scattered free space repacks it. Its failure is not the
     /// commit's.
     fn repack_if_scattered(&mut self) {
+        let kind = self.locks.all.map_or(LockKind::Shared, |all| all.kind);
         let scattered = self
-            .lock_all_as(LockKind::Shared, false, self.wait)
+            .lock_all_as(kind, false, self.wait)
             .and_then(|()| {
                 let sizes = self.free_sizes();
                 self.unlock_all()?;

@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::format::{
     DEAD_MAGIC, RECORD_LEN, RecordHeader, RecordKind, TAILER_LEN, USED_MAGIC, field,
 };
-use crate::handle::{OpenFlags, Tdb};
+use crate::handle::Tdb;
 use crate::lock::{LockKind, LockName};
+use crate::open::OpenFlags;
 use crate::read::Found;
 
 /// What a store expects of the key.

@@ -602,3 +602,173 @@ fn libtdb_is_killed_while_it_commits() {
     }
     assert!(last > 3, "libtdb hardly ran");
 }
+
+/// The other way round: we die in the middle of our commits (a copy of this test does), and libtdb
+/// is the next to open.
+#[test]
+fn we_are_killed_while_we_commit() {
+    const CHILD: &str = "CTDB_DB_TEST_COMMITTER";
+    if let Some(path) = std::env::var_os(CHILD) {
+        let mut tdb = open(Path::new(&path), OpenFlags::empty(), 3);
+        for i in 1u64.. {
+            let data = i.to_string().repeat(i as usize % 50 + 1);
+            let mut transaction = tdb.transaction().unwrap();
+            transaction
+                .store(b"left", data.as_bytes(), StoreMode::Replace)
+                .unwrap();
+            transaction
+                .store(b"right", data.as_bytes(), StoreMode::Replace)
+                .unwrap();
+            transaction.commit().unwrap();
+            println!("committed {i}");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    for round in 0..12 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "we_are_killed_while_we_commit", "--nocapture"])
+            .env(CHILD, &path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let number = |line: &str| {
+            line.split_once("committed ")
+                .map(|(_, i)| i.parse::<u64>().unwrap())
+        };
+        let mut acknowledged = lines
+            .by_ref()
+            .find_map(|line| number(&line.unwrap()))
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(3 + 5 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for line in lines {
+            acknowledged = number(&line.unwrap()).unwrap_or(acknowledged);
+        }
+        let mut libtdb = Libtdb::open(&path, OpenFlags::empty(), 0);
+        let left = libtdb.ask("get 6c656674");
+        assert_eq!(
+            left,
+            libtdb.ask("get 7269676874"),
+            "round {round}: half a transaction"
+        );
+        let is = |i: u64| {
+            left == format!(
+                "data {}",
+                hex(i.to_string().repeat(i as usize % 50 + 1).as_bytes())
+            )
+        };
+        assert!(
+            is(acknowledged) || is(acknowledged + 1),
+            "round {round}: a commit was lost"
+        );
+        open(&path, OpenFlags::empty(), 0).check().unwrap();
+    }
+}
+
+/// One handle freezes the database, another one works under its lock (B.7).
+#[test]
+fn a_marked_handle_works_under_the_lock_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    let (mut freezer, mut worker) = (
+        open(&path, OpenFlags::empty(), 3),
+        open(&path, OpenFlags::empty(), 3),
+    );
+    worker.set_wait(Wait::Try);
+    worker.store(b"old", b"1", StoreMode::Insert).unwrap();
+    freezer.lock_all(LockKind::Exclusive).unwrap();
+    assert!(matches!(worker.fetch(b"old"), Err(Error::Busy { .. })));
+    worker.mark_all().unwrap();
+    assert!(matches!(worker.mark_all(), Err(Error::LockOrder { .. })));
+    for round in 0..3 {
+        let mut transaction = worker.transaction().unwrap();
+        assert!(matches!(
+            transaction.unlock_all(),
+            Err(Error::InTransaction)
+        ));
+        transaction.wipe_all().unwrap();
+        for i in 0..50u32 {
+            transaction
+                .store(&i.to_le_bytes(), &[round; 100], StoreMode::Insert)
+                .unwrap();
+        }
+        transaction.commit().unwrap();
+    }
+    worker.store(b"plain", b"too", StoreMode::Insert).unwrap();
+    worker.repack().unwrap();
+    worker.unlock_all().unwrap();
+    assert!(matches!(worker.fetch(b"old"), Err(Error::Busy { .. })));
+    // The freezer can do the same itself.
+    let mut transaction = freezer.transaction().unwrap();
+    transaction
+        .store(b"frozen", b"2", StoreMode::Insert)
+        .unwrap();
+    transaction.commit().unwrap();
+    assert!(
+        matches!(worker.fetch(b"old"), Err(Error::Busy { .. })),
+        "the lock went with the commit"
+    );
+    freezer.unlock_all().unwrap();
+    assert_eq!(all(&mut worker).len(), 52);
+    worker.check().unwrap();
+
+    let key = b"frozen";
+    freezer
+        .chain_lock(key, LockKind::Exclusive, Wait::Try)
+        .unwrap();
+    worker.mark_chain(key).unwrap();
+    worker.store(key, &[5; 5000], StoreMode::Modify).unwrap();
+    worker.chain_unlock(key).unwrap();
+    assert!(matches!(worker.fetch(key), Err(Error::Busy { .. })));
+    freezer.chain_unlock(key).unwrap();
+    assert_eq!(worker.fetch(key).unwrap().unwrap(), [5; 5000]);
+    drop((freezer, worker));
+    tool_check(&path);
+}
+
+/// What is not a database is not overwritten, and what was begun is finished.
+#[test]
+fn creating_costs_no_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    let options = OpenOptions {
+        create: true,
+        ..OpenOptions::default()
+    };
+    let text = b"not a database ".repeat(30);
+    std::fs::write(&path, &text).unwrap();
+    assert!(matches!(
+        Tdb::open(&path, &options),
+        Err(Error::Header { .. })
+    ));
+    assert_eq!(std::fs::read(&path).unwrap(), text);
+    for begun in [&[][..], b"TDB file\n", &[0; 500]] {
+        std::fs::write(&path, begun).unwrap();
+        Tdb::open(&path, &options).unwrap().check().unwrap();
+    }
+    assert!(matches!(
+        Tdb::open(dir.path(), &options),
+        Err(Error::Io { .. })
+    ));
+    let other = OpenOptions::default();
+    assert!(matches!(
+        Tdb::open(dir.path().join("none"), &other),
+        Err(Error::Io { .. })
+    ));
+    let mut reader = Tdb::open(
+        &path,
+        &OpenOptions {
+            read_only: true,
+            ..OpenOptions::default()
+        },
+    )
+    .unwrap();
+    assert!(matches!(
+        reader.store(b"k", b"v", StoreMode::Replace),
+        Err(Error::ReadOnly)
+    ));
+    assert_eq!(reader.fetch(b"k").unwrap(), None);
+}

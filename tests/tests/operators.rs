@@ -1,5 +1,6 @@
 //! What operators do to a running cluster, and what they see: verbs, bans, interfaces, reloads.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -231,4 +232,105 @@ fn what_cannot_be_done_is_said() {
     assert_eq!(why["nodes"].as_object().unwrap().len(), 3, "{why}");
     let plan = node.ctdb_json(&["ip", "plan"]).unwrap();
     assert_eq!(plan["moves"].as_array().unwrap().len(), 0, "{plan}");
+}
+
+#[test]
+fn a_voter_makes_the_majority_and_hosts_nothing() {
+    needs();
+    let lab = Lab::builder().nodes(3).voters_only(1).build().unwrap();
+    lab.start_daemons().unwrap();
+    lab.wait_all_served(LONG).unwrap();
+    assert_eq!(held_by(&lab, 0, 2), 0);
+    assert!(held_by(&lab, 0, 0) > 0 && held_by(&lab, 0, 1) > 0);
+    lab.node(0).power_loss().unwrap();
+    lab.wait("the other host to serve everything", LONG, || {
+        lab.node(2)
+            .ip_owners()
+            .is_ok_and(|owners| owners.values().all(|owner| *owner == Some(1)))
+    })
+    .unwrap();
+}
+
+#[test]
+fn addresses_follow_the_link_on_one_node() {
+    needs();
+    let lab = Lab::builder()
+        .nodes(1)
+        .public_addresses(2)
+        .public_interfaces(2)
+        .build()
+        .unwrap();
+    lab.start_daemons().unwrap();
+    lab.wait_all_served(LONG).unwrap();
+    let node = lab.node(0);
+    let names = lab.settings().public_interface_names();
+    let on = |name: &str| {
+        node.netns()
+            .ip(&format!("-o address show dev {name}"))
+            .unwrap()
+    };
+    for name in &names {
+        let carried = lab
+            .public_addresses()
+            .iter()
+            .any(|a| on(name).contains(&format!(" {a}/")));
+        assert!(carried, "{name} carries its share");
+    }
+    node.set_cable(&names[0], false).unwrap();
+    lab.wait("all addresses on the other interface", LONG, || {
+        lab.public_addresses()
+            .iter()
+            .all(|a| on(&names[1]).contains(&format!(" {a}/")))
+    })
+    .unwrap();
+    assert!(
+        node.ip_owners()
+            .unwrap()
+            .values()
+            .all(|owner| *owner == Some(0))
+    );
+    node.set_cable(&names[1], false).unwrap();
+    lab.wait("nobody to host anything", LONG, || {
+        node.ip_owners()
+            .is_ok_and(|owners| owners.values().all(Option::is_none))
+    })
+    .unwrap();
+    node.set_cable(&names[0], true).unwrap();
+    lab.wait("all addresses to be served again", LONG, || {
+        node.ip_owners()
+            .is_ok_and(|owners| owners.values().all(|owner| *owner == Some(0)))
+    })
+    .unwrap();
+}
+
+/// Home nodes are the deterministic algorithm's (`spec/cluster.md` 3.6.1).
+#[test]
+fn home_nodes_are_kept_to() {
+    needs();
+    let lab = Lab::builder()
+        .tunable("IPAllocAlgorithm", 0)
+        .build()
+        .unwrap();
+    let addresses = lab.public_addresses();
+    let mut lines = String::new();
+    for address in &addresses {
+        writeln!(lines, "{address} 2").unwrap();
+    }
+    for node in lab.nodes() {
+        node.write("home_nodes", &lines).unwrap();
+    }
+    lab.start_daemons().unwrap();
+    lab.wait("all addresses at home", LONG, || {
+        held_by_or_none(&lab, 2) == addresses.len()
+    })
+    .unwrap();
+    done(lab.node(0), &["node", "disable", "2"]);
+    assert_eq!(held_by(&lab, 0, 2), 0);
+    done(lab.node(0), &["node", "enable", "2"]);
+    assert_eq!(held_by(&lab, 0, 2), addresses.len());
+}
+
+fn held_by_or_none(lab: &Lab, pnn: u32) -> usize {
+    let owners = lab.node(0).ip_owners().unwrap_or_default();
+    owners.values().filter(|owner| **owner == Some(pnn)).count()
 }

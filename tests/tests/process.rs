@@ -189,3 +189,28 @@ fn in_test_mode_all_is_below_its_base() {
     assert!(ctdb(&["shutdown"]).status.success());
     wait(&lab, "its end", || !base.join("run/ctdbd.pid").exists());
 }
+
+#[test]
+fn without_the_right_to_nice_it_warns_once_and_works() {
+    let lab = lab();
+    let node = lab.node(0);
+    let program = workspace_binary("CTDBD_BIN", "ctdbd").unwrap();
+    let log = lab.dir().join("unprivileged.log");
+    let mut child = node
+        .netns()
+        .spawn(
+            Command::new("setpriv")
+                .args(["--bounding-set=-sys_nice", "--inh-caps=-sys_nice", "--"])
+                .arg(program)
+                .arg("-i")
+                .env("CTDBD_ROOT", node.root())
+                .stderr(fs::File::create(&log).unwrap()),
+        )
+        .unwrap();
+    let address = lab.public_addresses()[0];
+    lab.wait_owner(0, address, 0, LONG).unwrap();
+    let text = text(&log);
+    assert_eq!(text.matches("CAP_SYS_NICE").count(), 1, "{text}");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
