@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ctdb_tests::lab::{Lab, Links, Service, Stamp};
+use ctdb_wire::api::NodeView;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
@@ -408,13 +409,9 @@ fn sixty_four_nodes_in_the_list() {
     lab.start_daemons().unwrap();
     lab.wait("the three to see each other and the list", LONG, || {
         lab.nodes().iter().all(|n| {
-            n.nodes_seen().is_ok_and(|seen| {
-                let linked = |s: &ctdb_tests::lab::cli::Seen| {
-                    !s.flags
-                        .iter()
-                        .any(|f| f == "disconnected" || f == "unknown")
-                };
-                seen.len() == 64 && seen.iter().filter(|s| linked(s)).count() == 3
+            n.node_views().is_ok_and(|seen| {
+                let linked = |node: &&NodeView| node.linked || node.this_node;
+                seen.len() == 64 && seen.iter().filter(linked).count() == 3
             })
         })
     })

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use ctdb_wire::api::NodeView;
 use serde_json::Value;
 
 use super::{Flavor, Lab, Node, reference, workspace_binary};
@@ -102,6 +103,12 @@ impl Node {
             .success()
             .with_context(|| format!("ctdb {all:?}"))?;
         serde_json::from_str(&text).with_context(|| format!("ctdb {all:?} printed: {text}"))
+    }
+
+    /// `ctdb node list`: all that this node knows of each.
+    pub fn node_views(&self) -> Result<Vec<NodeView>> {
+        let mut value = self.ctdb_json(&["node", "list"])?;
+        serde_json::from_value(value["nodes"].take()).context("reading `ctdb node list --json`")
     }
 
     /// All nodes as this one sees them (`ctdb -X status`, spec/cli.md 6.3).

@@ -37,9 +37,11 @@ use super::{Lab, Netns, Stamp, wires};
 
 /// Two frames whose time stamps are closer than this may have been seen in the wrong order.
 const SKEW: Duration = Duration::from_millis(1);
-/// An address that is back on a node within this, after another answered, has not moved: both
-/// answer.
+/// An address that is back on a node within this, after another answered, without being announced
+/// has not moved: both answer.
 const ALTERNATION: Duration = Duration::from_secs(1);
+/// A node that takes an address announces it; an answer may go out this long before that.
+const ANNOUNCES: Duration = Duration::from_millis(50);
 /// Frames kept in the raw log; the oldest go first.
 const MOST_SIGHTINGS: usize = 200_000;
 /// Intervals kept of one address; beyond, the last one grows and nothing is lost from verdicts
@@ -110,6 +112,8 @@ pub struct Report {
     /// Frames that the kernel could not hand over: if not zero, a verdict "no conflict" is weak.
     pub lost: u32,
     conflicts: Vec<Conflict>,
+    /// Of an address the last return to a former node that was not announced yet.
+    suspects: BTreeMap<IpAddr, Conflict>,
 }
 
 impl Report {
@@ -119,6 +123,7 @@ impl Report {
             self.log.pop_front();
         }
         self.log.push_back(seen);
+        self.resolve(&seen);
         let list = self.intervals.entry(seen.address).or_default();
         let count = list.len();
         if let Some(last) = list.last_mut()
@@ -136,13 +141,14 @@ impl Report {
                 before.count += 1;
                 return false;
             }
-            if seen.at.since(before.last) <= ALTERNATION {
-                self.conflicts.push(Conflict {
+            if seen.at.since(before.last) <= ALTERNATION && !seen.sign.announces() {
+                let suspect = Conflict {
                     address: seen.address,
                     owner: current.node,
                     intruder: seen.node,
                     at: seen.at,
-                });
+                };
+                self.suspects.insert(seen.address, suspect);
             }
         }
         list.push(Interval {
@@ -154,9 +160,29 @@ impl Report {
         true
     }
 
-    /// Two nodes that answered alternately within one second: no hand-over explains that.
-    pub fn conflicts(&self) -> &[Conflict] {
-        &self.conflicts
+    /// The next frame shows whether an unannounced return was the beginning of a takeover.
+    fn resolve(&mut self, seen: &Sighting) {
+        let Some(suspect) = self.suspects.get(&seen.address).copied() else {
+            return;
+        };
+        let mine = seen.node == suspect.intruder && seen.at.since(suspect.at) <= ANNOUNCES;
+        if mine && !seen.sign.announces() {
+            return;
+        }
+        self.suspects.remove(&seen.address);
+        if !mine {
+            self.conflicts.push(suspect);
+        }
+    }
+
+    /// Two nodes that answered alternately within one second, without the announcement by which
+    /// a takeover begins: no hand-over explains that.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        self.conflicts
+            .iter()
+            .chain(self.suspects.values())
+            .copied()
+            .collect()
     }
 
     /// Frames outside the times at which their node was to answer, with 1 ms of grace. Sees
@@ -386,7 +412,7 @@ impl Watch {
         let Some((node, private)) = *port else { return };
         let mut report = lock(&self.report);
         let before = report.owner(address);
-        let conflicts = report.conflicts().len();
+        let conflicts = report.conflicts.len();
         let fresh = report.add(Sighting {
             at,
             address,
@@ -394,7 +420,7 @@ impl Watch {
             private,
             sign,
         });
-        let conflict = report.conflicts().get(conflicts).copied();
+        let conflict = report.conflicts.get(conflicts).copied();
         drop(report);
         let Some(events) = &self.events else { return };
         if let Some(c) = conflict {
@@ -565,6 +591,48 @@ mod tests {
         for (node, tenths) in [(0, 100), (1, 300), (1, 49900), (0, 50000), (1, 50050)] {
             see(&mut report, node, tenths);
         }
+        assert_eq!(report.conflicts().len(), 1);
+    }
+
+    #[test]
+    fn an_announced_return_is_a_hand_over() {
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let seen = |node, ms: u64, sign| Sighting {
+            at: Stamp(ms * 1_000_000),
+            address,
+            node,
+            private: false,
+            sign,
+        };
+        let gratuitous = Sign::ArpGratuitous;
+        // Announced at once, or right after a first answer.
+        for first in [gratuitous, Sign::ArpReply] {
+            let mut report = Report::default();
+            report.add(seen(0, 10, Sign::Tcp));
+            report.add(seen(1, 30, gratuitous));
+            report.add(seen(0, 60, first));
+            report.add(seen(0, 61, gratuitous));
+            report.add(seen(0, 62, Sign::Tcp));
+            assert_eq!(report.conflicts(), []);
+        }
+        // The other one goes on: it has not let go.
+        let mut report = Report::default();
+        for (node, ms, sign) in [
+            (0, 10, Sign::Tcp),
+            (1, 30, gratuitous),
+            (0, 60, gratuitous),
+            (1, 63, Sign::Tcp),
+            (0, 66, Sign::Tcp),
+        ] {
+            report.add(seen(node, ms, sign));
+        }
+        assert_eq!(report.conflicts().len(), 2);
+        // Announced too late.
+        let mut report = Report::default();
+        report.add(seen(0, 10, Sign::Tcp));
+        report.add(seen(1, 30, gratuitous));
+        report.add(seen(0, 60, Sign::ArpReply));
+        report.add(seen(0, 160, gratuitous));
         assert_eq!(report.conflicts().len(), 1);
     }
 

@@ -420,20 +420,15 @@ impl Aftermath {
             .unwrap_or_default()
     }
 
-    /// Per target the time from the fault to the end of the outage that it began; `None` while it
-    /// goes on.
-    pub fn served_after(&self) -> BTreeMap<&str, Option<Duration>> {
+    /// Per target the longest time in which new connections failed since the fault; `None` while
+    /// they do.
+    pub fn unserved(&self) -> BTreeMap<&str, Option<Duration>> {
         self.of(true)
             .map(|record| {
-                let first = record
-                    .outages()
-                    .into_iter()
-                    .find(|o| o.end.is_none_or(|e| e > self.fault));
-                let after = match first {
-                    None => Some(Duration::ZERO),
-                    Some(outage) => outage.end.map(|end| end.since(self.fault)),
-                };
-                (record.target.label.as_str(), after)
+                let outages = record.outages();
+                let over = outages.last().is_none_or(|outage| outage.end.is_some());
+                let longest = over.then(|| record.longest_outage(self.fault));
+                (record.target.label.as_str(), longest)
             })
             .collect()
     }
@@ -469,18 +464,18 @@ impl Aftermath {
                 ));
             }
         }
-        for (label, after) in self.served_after() {
+        for (label, unserved) in self.unserved() {
             // The prober's own grain, and what it calls slow.
             let grain = self
                 .records
                 .iter()
                 .find(|r| r.target.label == label)
                 .map_or(Duration::ZERO, |r| r.target.every + r.target.slow);
-            match after {
+            match unserved {
                 None => broken.push(format!("ADDR-2: {label} is not served again")),
-                Some(after) if after > bound + grain => broken.push(format!(
-                    "ADDR-2: {label} is served after {}, bound {}",
-                    human(after),
+                Some(time) if time > bound + grain => broken.push(format!(
+                    "ADDR-2: {label} was not served for {}, bound {}",
+                    human(time),
                     human(bound)
                 )),
                 Some(_) => {}

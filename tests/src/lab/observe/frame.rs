@@ -14,8 +14,10 @@ pub enum Sign {
     ArpGratuitous,
     /// ARP request for somebody else, sent from the address.
     ArpRequest,
-    /// Neighbour advertisement for the address.
+    /// Neighbour advertisement for the address, asked for.
     NdAdvert,
+    /// Neighbour advertisement that nobody asked for.
+    NdAnnounce,
     /// First answer to a connection request.
     SynAck,
     /// TCP reset.
@@ -28,6 +30,13 @@ pub enum Sign {
     Udp,
     /// Any other IP packet.
     Other,
+}
+
+impl Sign {
+    /// Whether a takeover begins with it.
+    pub fn announces(self) -> bool {
+        matches!(self, Self::ArpGratuitous | Self::NdAnnounce)
+    }
 }
 
 /// The address that an Ethernet frame claims or speaks for, if it is an ARP, IPv4 or IPv6 frame
@@ -79,7 +88,14 @@ fn ipv6(body: &[u8]) -> Option<(IpAddr, Sign)> {
         && let Some(message) = rest
         && message.first() == Some(&136)
     {
-        return Some((v6(message, 8)?.into(), Sign::NdAdvert));
+        // RFC 4861 4.4: the second bit of the flags says that it was asked for.
+        let solicited = message.get(4)? & 0x40 != 0;
+        let sign = if solicited {
+            Sign::NdAdvert
+        } else {
+            Sign::NdAnnounce
+        };
+        return Some((v6(message, 8)?.into(), sign));
     }
     if source.is_unspecified() {
         return None;
@@ -168,8 +184,11 @@ mod tests {
         body[40] = 136;
         body[48] = 0xfd;
         body[63] = 9;
-        let (ip, sign) = sign_of(&frame(0x86dd, &body)).unwrap();
-        assert_eq!((ip.to_string().as_str(), sign), ("fd00::9", Sign::NdAdvert));
+        for (flags, expected) in [(0x20, Sign::NdAnnounce), (0x60, Sign::NdAdvert)] {
+            body[44] = flags;
+            let (ip, sign) = sign_of(&frame(0x86dd, &body)).unwrap();
+            assert_eq!((ip.to_string().as_str(), sign), ("fd00::9", expected));
+        }
     }
 
     #[test]
