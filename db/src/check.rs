@@ -10,6 +10,7 @@ use crate::format::{FREELIST_TOP, HEADER_LEN, Header, RECORD_LEN, RecordHeader, 
 use crate::handle::Tdb;
 use crate::hash::HashKind;
 use crate::lock::LockKind;
+use crate::read::Heads;
 use crate::walk::LoopGuard;
 
 /// What a check counted.
@@ -98,7 +99,11 @@ impl Tdb {
             note(offset, List::Free).map_err(|fault| self.storage.corrupt(offset, fault))?;
             offset = self.read_checked(offset)?.next;
         }
+        let mut heads = Heads::default();
         for chain in 0..self.geometry.hash_size() {
+            if heads.get(self, chain)? == 0 {
+                continue;
+            }
             self.walk_chain(chain, |tdb, found| {
                 note(found.offset, List::Chain(chain))
                     .map_err(|fault| tdb.storage.corrupt(found.offset, fault))?;

@@ -20,6 +20,7 @@
 //!   crashes as of ours, at open and at the first lock.
 //! * Marking (B.7), and transactions under an exclusive lock on all records, real or marked.
 //! * A check that names offset and fault.
+//! * [`dump`]: text dumps, interchangeable with `tdbdump` and `tdbrestore`.
 //! * [`record`]: CTDB's record header (C.1) and buffers of records (C.8). Pure.
 //!
 //! # What is not here yet
@@ -61,6 +62,7 @@
 mod check;
 #[cfg(test)]
 mod crash_tests;
+pub mod dump;
 mod error;
 pub mod format;
 mod handle;

@@ -43,6 +43,41 @@ pub enum TraverseKind {
     Write,
 }
 
+/// Chain heads read many at a time, to find out which chains are empty: a damaged header may tell
+/// of a billion.
+#[derive(Debug, Default)]
+pub(crate) struct Heads {
+    first: u32,
+    words: Vec<u32>,
+}
+
+impl Heads {
+    /// Heads read at once.
+    const BATCH: u32 = 1024;
+
+    /// The head of `chain`, as it was a moment ago.
+    pub(crate) fn get(&mut self, tdb: &mut Tdb, chain: u32) -> Result<u32> {
+        let known = |this: &Self| {
+            let at = chain.checked_sub(this.first)?;
+            this.words.get(at as usize).copied()
+        };
+        if let Some(head) = known(self) {
+            return Ok(head);
+        }
+        let mut bytes = [0; 4 * Self::BATCH as usize];
+        let count = Self::BATCH.min(tdb.geometry.hash_size() - chain);
+        let bytes = &mut bytes[..4 * count as usize];
+        tdb.storage.read(tdb.geometry.head(chain), bytes)?;
+        let (words, _) = bytes.as_chunks::<4>();
+        self.words = words
+            .iter()
+            .map(|word| tdb.storage.order().word(*word))
+            .collect();
+        self.first = chain;
+        Ok(known(self).unwrap_or(0))
+    }
+}
+
 impl Tdb {
     /// Walks the records of a chain, dead ones too, until `visit` breaks. Chain locked.
     pub(crate) fn walk_chain<T>(
@@ -196,9 +231,10 @@ impl Tdb {
         visit: &mut impl FnMut(&mut Self, &[u8], &[u8]) -> Result<ControlFlow<()>>,
     ) -> Result<u64> {
         let mut count = 0;
+        let mut heads = Heads::default();
         for chain in 0..self.geometry.hash_size() {
             // The only unlocked look that libtdb allows itself too (B.8.2).
-            if chain != 0 && self.storage.read_word(self.geometry.head(chain))? == 0 {
+            if chain != 0 && heads.get(self, chain)? == 0 {
                 continue;
             }
             let mut walk = Walk {

@@ -772,3 +772,35 @@ fn creating_costs_no_data() {
     ));
     assert_eq!(reader.fetch(b"k").unwrap(), None);
 }
+
+/// The tools read our dumps and we read theirs.
+#[test]
+fn dumps_are_those_of_the_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    let mut tdb = open(&path, OpenFlags::empty(), 3);
+    let bytes: Vec<u8> = (0..=255).collect();
+    for i in 0..60usize {
+        let key = &bytes[i..i + i % 5];
+        tdb.store(key, &bytes[..i * 4], StoreMode::Replace).unwrap();
+    }
+    tdb.store(&bytes, &bytes, StoreMode::Replace).unwrap();
+    let mut ours = Vec::new();
+    ctdb_db::dump::dump(&mut tdb, &mut ours).unwrap();
+    let theirs = Command::new("tdbdump").arg(&path).output().unwrap();
+    assert!(theirs.status.success(), "this test needs tdb-tools");
+    assert_eq!(
+        String::from_utf8(ours.clone()),
+        String::from_utf8(theirs.stdout)
+    );
+
+    let copy = dir.path().join("copy.tdb");
+    let mut restore = Command::new("tdbrestore")
+        .arg(&copy)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    restore.stdin.take().unwrap().write_all(&ours).unwrap();
+    assert!(restore.wait().unwrap().success());
+    assert_eq!(all(&mut open(&copy, OpenFlags::empty(), 0)), all(&mut tdb));
+}

@@ -47,7 +47,10 @@ fn silent_unless_granted_and_in_time() {
                 net.flush_neighbours();
                 assert!(!net.pings(public), "{public} answers a ping");
                 assert!(!net.resolved(public), "{public} is resolved");
-                assert!(net.pings(other), "{other} is nobody's business");
+                assert!(
+                    (0..5).any(|_| net.pings(other)),
+                    "{other} is nobody's business"
+                );
             };
             // Known, not granted.
             silent(&net);
@@ -61,7 +64,7 @@ fn silent_unless_granted_and_in_time() {
             // In time.
             cell.set(5, after(LONG));
             prober.answers();
-            assert!(net.pings(public));
+            assert!((0..5).any(|_| net.pings(public)));
             assert!(net.resolved(public));
             // What is resolved already is silent too.
             lease.revoke(&[ip(public)]).unwrap();
@@ -180,10 +183,11 @@ fn nothing_goes_out_without_the_grant() {
     assert!(!ping(PUBLIC));
     dropped(&lease, solicited);
     assert!(!net.resolved(PUBLIC), "the peer has heard of it");
-    assert!(ping(HOST));
+    // A busy host answers late: what must be possible gets several tries.
+    assert!((0..5).any(|_| ping(HOST)));
     lease.grant(&[ip(PUBLIC)], 1).unwrap();
     lease.deadline_cell().unwrap().set(1, after(LONG));
-    assert!(ping(PUBLIC));
+    assert!((0..5).any(|_| ping(PUBLIC)));
     lease.close_clean().unwrap();
 }
 
