@@ -178,9 +178,8 @@ impl Tdb {
         if stop - offset >= RECORD_LEN {
             let record = self.storage.read_record(offset)?;
             match record.kind() {
-                // A free record that no list leads to is space lost, not data lost.
-                RecordKind::Blank | RecordKind::Free => {}
-                RecordKind::Used | RecordKind::Dead => {
+                RecordKind::Blank => {}
+                RecordKind::Used | RecordKind::Dead | RecordKind::Free => {
                     return Err(self.storage.corrupt(offset, Fault::Unreferenced));
                 }
                 RecordKind::Recovery => {

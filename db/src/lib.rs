@@ -8,7 +8,7 @@
 //!
 //! # What is here
 //!
-//! * [`format`] and [`hash`]: headers, records, geometry, sizes, both hash functions, both byte
+//! * [`mod@format`] and [`hash`]: headers, records, geometry, sizes, both hash functions, both byte
 //!   orders. Pure.
 //! * Files with the old or the Jenkins hash, of either byte order, read and written; files with a
 //!   mutex area read-only. Databases in memory.
@@ -34,11 +34,15 @@
 //!
 //! # Where it differs from libtdb on purpose
 //!
-//! * Crash recovery keeps the recovery area and frees what the crashed commit added; libtdb forgets
-//!   both, and its own check then may fail (I.1). [`Tdb::check`] knows exactly what is lost space.
+//! * Crash recovery keeps the recovery area (`recovery_start` stays, where libtdb writes 0: the last
+//!   line of H.4.6) and frees what the crashed commit added; libtdb forgets both, and its own check
+//!   then may fail (I.1). For that the hash word of an armed area, 0 in libtdb's, names the smaller
+//!   area that it replaces; libtdb does not read it. [`Tdb::check`] knows exactly what is lost space.
 //! * A commit that makes a new recovery area describes and syncs it before the header points to it:
 //!   one sync more, only then.
 //! * A store that finds no room leaves the old record in place.
+//! * A free record at the end of the file that fell out of the freelist, and would swallow all new
+//!   space, is put back.
 //! * A dead record on which somebody's traverse stands is not reused.
 //! * A file is made new only if it is empty, shorter than a header, or zeros.
 //! * Opening the same file twice in a process is allowed: handles are independent lock owners.

@@ -163,6 +163,8 @@ pub(crate) fn acquire(
     kind: LockKind,
     until: Deadline,
 ) -> io::Result<bool> {
+    #[cfg(test)]
+    trace::note(range, Some(kind), matches!(until, Deadline::Passed));
     let lock = flock(range, Some(kind));
     let mut pause = Duration::from_micros(20);
     loop {
@@ -191,6 +193,8 @@ pub(crate) fn acquire(
 
 /// Gives a range back.
 pub(crate) fn release(file: &File, range: Range) -> io::Result<()> {
+    #[cfg(test)]
+    trace::note(range, None, false);
     loop {
         match fcntl(file, FcntlArg::F_OFD_SETLK(&flock(range, None))) {
             Ok(_) => return Ok(()),
@@ -285,6 +289,39 @@ impl LockTable {
     }
 }
 
+/// What this thread locked and unlocked, as in spec/database.md H.5.
+#[cfg(test)]
+pub(crate) mod trace {
+    use std::cell::RefCell;
+
+    use super::{LockKind, Range};
+
+    thread_local! {
+        static TRACE: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn note(range: Range, kind: Option<LockKind>, is_try: bool) {
+        let start = range.start;
+        let place = match range.len {
+            0 => format!("[{start},inf)"),
+            1 => start.to_string(),
+            len => format!("[{start},{})", start + len),
+        };
+        let what = match kind {
+            Some(LockKind::Shared) => "R",
+            Some(LockKind::Exclusive) => "W",
+            None => "U",
+        };
+        let try_it = if is_try { "try " } else { "" };
+        TRACE.with_borrow_mut(|trace| trace.push(format!("{try_it}{what} {place}")));
+    }
+
+    /// Everything since the last call.
+    pub(crate) fn take() -> String {
+        TRACE.with_borrow_mut(std::mem::take).join("; ")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -369,5 +406,77 @@ mod tests {
             )
             .unwrap()
         );
+    }
+
+    /// Every row of H.5.
+    #[test]
+    fn operations_lock_what_libtdb_locks() {
+        use std::ops::ControlFlow;
+
+        use crate::{OpenFlags, OpenOptions, StoreMode, Tdb, TraverseKind};
+
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str, flags| {
+            let options = OpenOptions {
+                flags,
+                hash_size: 3,
+                create: true,
+                ..OpenOptions::default()
+            };
+            Tdb::open(dir.path().join(name), &options).unwrap()
+        };
+        trace::take();
+        drop(open("c", OpenFlags::CLEAR_IF_FIRST));
+        let first = "W 0; try W 4; W [168,inf); U [168,inf); U 4; R 4; U 0";
+        assert_eq!(trace::take(), first);
+        let mut tdb = open("f", OpenFlags::empty());
+        assert_eq!(trace::take(), "W 0; U 0");
+        tdb.store(b"a", b"1", StoreMode::Replace).unwrap();
+        assert_eq!(trace::take(), "W 172; W 164; U 164; U 172");
+        tdb.store(b"a", b"2", StoreMode::Replace).unwrap();
+        assert_eq!(trace::take(), "W 172; U 172");
+        tdb.fetch(b"a").unwrap();
+        assert_eq!(trace::take(), "R 172; U 172");
+        tdb.delete(b"a").unwrap();
+        assert_eq!(
+            trace::take(),
+            "W 172; W 164; try W 4064; U 4064; U 164; U 172"
+        );
+        tdb.lock_all(LockKind::Exclusive).unwrap();
+        tdb.unlock_all().unwrap();
+        assert_eq!(trace::take(), "try W [168,180); W [180,inf); U [168,inf)");
+        for key in [b"b".as_slice(), b"hello"] {
+            tdb.store(key, b"1", StoreMode::Replace).unwrap();
+        }
+        trace::take();
+        let mut recs = Vec::new();
+        for (kind, lock) in [(TraverseKind::Read, "R"), (TraverseKind::Write, "W")] {
+            recs.clear();
+            tdb.traverse(kind, |tdb, _, _| {
+                recs.push(tdb.positions[0]);
+                trace::note(Range { start: 0, len: 1 }, None, true);
+                Ok(ControlFlow::Continue(()))
+            })
+            .unwrap();
+            let (a, b) = (recs[0], recs[1]);
+            let callback = "try U 0";
+            let mut want = format!(
+                "{lock} 168; U 168; {lock} 176; R {a}; U 176; {callback}; {lock} 176; U {a}; \
+                 R {b}; U 176; {callback}; {lock} 176; U {b}; U 176"
+            );
+            if kind == TraverseKind::Write {
+                want = format!("W 8; {want}; U 8");
+            }
+            assert_eq!(trace::take(), want);
+        }
+        tdb.transaction_start().unwrap();
+        assert_eq!(trace::take(), "W 8; try R [168,180); R [180,inf)");
+        tdb.store(b"a", b"in a transaction", StoreMode::Replace)
+            .unwrap();
+        assert_eq!(trace::take(), "");
+        tdb.transaction_commit().unwrap();
+        let commit = trace::take();
+        let want = "W [168,inf); W 0; U [168,inf); U 8; U 0";
+        assert!(commit.starts_with(want), "{commit}");
     }
 }

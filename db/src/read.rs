@@ -278,13 +278,15 @@ impl Tdb {
                     RecordKind::Used if record.payload_fits() => {
                         let key = tdb.payload(offset, 0, record.key_len)?;
                         let data = tdb.payload(offset, record.key_len, record.data_len)?;
+                        // The chain is locked: nothing can be freed between the two.
+                        let before = walk.position.take();
+                        tdb.leave(before)?;
                         if tdb.locks.all.is_none() {
                             let name = LockName::Record(offset);
                             tdb.lock_range(name, LockKind::Shared, tdb.wait)?;
                         }
                         tdb.positions.push(offset);
-                        let before = walk.position.replace(offset);
-                        tdb.leave(before)?;
+                        walk.position = Some(offset);
                         return Ok(Some((key, data)));
                     }
                     _ => return Err(tdb.storage.corrupt(offset, Fault::BadMagic(record.magic))),

@@ -2,14 +2,15 @@
 
 use crate::error::{Error, Fault, Result};
 use crate::format::{
-    FREE_MAGIC, FREELIST_TOP, RECORD_LEN, RECOVERY_MAGIC, RecordHeader, RecordKind, TAILER_LEN,
-    field,
+    FREE_MAGIC, FREELIST_TOP, RECORD_LEN, RecordHeader, RecordKind, TAILER_LEN, field,
 };
 use crate::handle::Tdb;
 use crate::lock::{LockKind, LockName};
 
 /// Offset of the magic in a record header.
 pub(crate) const MAGIC_AT: u32 = 20;
+/// Offset of the hash word in a record header.
+pub(crate) const HASH_AT: u32 = 16;
 
 impl Tdb {
     /// The recovery record of the file, if one was ever allocated.
@@ -86,10 +87,12 @@ impl Tdb {
                 done += piece as u32;
             }
         }
-        let freelist_head = self.reclaim(record.key_len, offset, area_end)?;
+        let freelist_head = self.reclaim(&record, offset, area_end)?;
         self.storage.sync()?;
         if let Some(head) = freelist_head {
             self.storage.write_word(FREELIST_TOP, head)?;
+            // Not disarmed before the head is safe: a free record in no list takes new space in.
+            self.storage.sync()?;
         }
         self.storage
             .write_word(field::RECOVERY_START as u32, offset)?;
@@ -105,23 +108,23 @@ impl Tdb {
     /// own check then stumbles over what lies there (I.1). Keeping the area and freeing the rest
     /// leaves a file that both accept. Everything here can be cut off and done again: the records
     /// are synced before the head points to them, and the area is armed until after that.
-    fn reclaim(&mut self, old_end: u32, area: u32, area_end: u32) -> Result<Option<u32>> {
+    fn reclaim(&mut self, record: &RecordHeader, area: u32, area_end: u32) -> Result<Option<u32>> {
         self.storage.refresh()?;
         let end = self.storage.size() & !3;
+        let old_end = record.key_len;
         if old_end < self.geometry.data_start() || !old_end.is_multiple_of(4) {
             return Ok(None);
         }
+        let mut gaps: Vec<_> = self.former_area(record, area)?.into_iter().collect();
+        gaps.extend(around(old_end.min(end), end, area, area_end));
+        gaps.retain(|(start, stop)| stop - start >= RECORD_LEN + TAILER_LEN);
         let head = self.storage.read_word(FREELIST_TOP)?;
+        if gaps.iter().any(|(start, _)| *start == head) {
+            // A recovery that got this far before.
+            return Ok(None);
+        }
         let mut next = head;
-        let gaps: Vec<_> = around(old_end.min(end), end, area, area_end).collect();
         for (start, stop) in gaps {
-            if stop - start < RECORD_LEN + TAILER_LEN {
-                continue;
-            }
-            if start == head {
-                // A recovery that got this far before.
-                return Ok(None);
-            }
             let rec_len = stop - start - RECORD_LEN;
             let free = RecordHeader {
                 next,
@@ -134,6 +137,34 @@ impl Tdb {
             next = start;
         }
         Ok((next != head).then_some(next))
+    }
+
+    /// The area that the crashed commit gave up for a larger one, if it was ours and said so in its
+    /// hash word, which libtdb leaves 0.
+    fn former_area(&mut self, record: &RecordHeader, area: u32) -> Result<Option<(u32, u32)>> {
+        let at = record.full_hash;
+        let inside = |end: u32| end <= record.key_len && (end <= area || at > area);
+        if at < self.geometry.data_start() || !at.is_multiple_of(4) || !inside(at) {
+            return Ok(None);
+        }
+        let former = self.storage.read_record(at)?;
+        let whole = former.rec_len >= TAILER_LEN && former.rec_len.is_multiple_of(4);
+        let Some(end) = former.end(at).filter(|end| whole && inside(*end)) else {
+            return Ok(None);
+        };
+        let sound = match former.kind() {
+            // What a recovery area ends its content with.
+            RecordKind::Blank => match former.data_len.checked_sub(TAILER_LEN) {
+                Some(last) if last <= former.rec_len - TAILER_LEN => {
+                    self.storage.read_word(at + RECORD_LEN + last)? == former.tailer()
+                }
+                _ => false,
+            },
+            // A recovery got this far before; its tailer may be missing.
+            RecordKind::Free => true,
+            _ => false,
+        };
+        Ok(sound.then_some((at, end)))
     }
 
     /// Source, target and length of what is to be put back, all inside the file and none of it over
@@ -175,15 +206,16 @@ pub(crate) fn around(
     [before, after].into_iter().filter(|(from, to)| from < to)
 }
 
-/// The header of an armed recovery area (A.10 step 5), its magic given apart.
-pub(crate) fn area_header(capacity: u32, old_end: u32, valid: u32, armed: bool) -> RecordHeader {
+/// The header of a recovery area that is not armed (A.10 step 5). `former` is the area that it
+/// replaces, 0 for none.
+pub(crate) fn area_header(capacity: u32, old_end: u32, valid: u32, former: u32) -> RecordHeader {
     RecordHeader {
         next: 0,
         rec_len: capacity,
         key_len: old_end,
         data_len: valid,
-        full_hash: 0,
-        magic: if armed { RECOVERY_MAGIC } else { 0 },
+        full_hash: former,
+        magic: 0,
     }
 }
 

@@ -227,15 +227,30 @@ impl Tdb {
             .checked_add(RECORD_LEN)
             .ok_or(Error::TooLarge(u64::from(requested)))?;
         // A pass that merged is followed by one that finds; so is one that grew the file.
+        let mut grown = None;
         for _ in 0..16 {
             let (best, merged) = self.search(requested)?;
-            match best {
-                Some(best) => return self.carve(best, requested),
-                None if merged => {}
-                None => self.expand(wanted)?,
+            match (best, grown.take()) {
+                (Some(best), _) => return self.carve(best, requested),
+                (None, _) if merged => {}
+                // Somebody died between taking the last record of the file off the list and
+                // marking it: it has taken the new space in, and no list leads to it.
+                (None, Some(lost)) => self.link_free(lost)?,
+                (None, None) => grown = Some(self.expand(wanted)?),
             }
         }
         Err(self.storage.corrupt(FREELIST_TOP, Fault::Restless))
+    }
+
+    /// Puts a free record that is in no list into the freelist.
+    fn link_free(&mut self, offset: u32) -> Result<()> {
+        let mut record = self.read_checked(offset)?;
+        if record.kind() != RecordKind::Free {
+            return Err(self.storage.corrupt(offset, Fault::BadMagic(record.magic)));
+        }
+        record.next = self.storage.read_word(FREELIST_TOP)?;
+        self.storage.write_record(offset, &record)?;
+        self.storage.write_word(FREELIST_TOP, offset)
     }
 
     /// Best free record for `requested` bytes, and whether merging made one that was not looked at.
@@ -330,8 +345,9 @@ impl Tdb {
         Ok(None)
     }
 
-    /// Grows the file by at least `wanted` bytes and frees the new space (A.9.6).
-    fn expand(&mut self, wanted: u32) -> Result<()> {
+    /// Grows the file by at least `wanted` bytes and frees the new space (A.9.6). The free record
+    /// that holds the new space.
+    fn expand(&mut self, wanted: u32) -> Result<u32> {
         if !self.storage.in_overlay() {
             self.storage.refresh()?;
         }
@@ -353,13 +369,15 @@ impl Tdb {
         }
         self.storage.grow(addition)?;
         let rec_len = addition - RECORD_LEN;
+        let left = self.free_left_neighbour(current)?.map(|(left, _)| left);
         self.free(
             current,
             RecordHeader {
                 rec_len,
                 ..RecordHeader::default()
             },
-        )
+        )?;
+        Ok(left.unwrap_or(current))
     }
 
     /// Empties all lists and makes all space free, around the recovery record (A.9.7). All records
@@ -424,5 +442,44 @@ impl Tdb {
             offset = record.next;
         }
         Ok((sum, largest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::format::FREELIST_TOP;
+    use crate::{Error, Fault, OpenOptions, StoreMode, Tdb};
+
+    /// A process died between taking the last record of the file off the freelist and marking it.
+    #[test]
+    fn a_lost_free_record_that_swallows_new_space_is_found_again() {
+        let mut tdb = Tdb::internal(&OpenOptions::default()).unwrap();
+        for key in [b"last", b"next"] {
+            tdb.store(key, &[1; 100], StoreMode::Insert).unwrap();
+        }
+        tdb.delete(b"last").unwrap();
+        tdb.storage.write_word(FREELIST_TOP, 0).unwrap();
+        let before = tdb.map_size();
+        tdb.store(b"big", &[2; 1000], StoreMode::Insert).unwrap();
+        assert!(
+            tdb.map_size() > before && tdb.map_size() < before * 20,
+            "{}",
+            tdb.map_size()
+        );
+        assert_eq!(tdb.fetch(b"big").unwrap().unwrap(), [2; 1000]);
+        // The other record that the list lost is still lost, and check says so.
+        let error = tdb.check().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Corrupt {
+                    fault: Fault::Unreferenced,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        tdb.repack().unwrap();
+        tdb.check().unwrap();
     }
 }

@@ -3,11 +3,11 @@
 //! comes after a crash.
 
 use crate::error::{Error, Result};
-use crate::format::{RECORD_LEN, TAILER_LEN, expansion, field};
+use crate::format::{RECORD_LEN, RECOVERY_MAGIC, TAILER_LEN, expansion, field};
 use crate::handle::Tdb;
 use crate::lock::{HeldAll, LockKind, LockName};
 use crate::open::OpenFlags;
-use crate::recovery::{MAGIC_AT, area_header, around};
+use crate::recovery::{HASH_AT, MAGIC_AT, area_header, around};
 
 /// A transaction that is running on a handle.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,6 +25,8 @@ pub(crate) struct Running {
 struct Area {
     offset: u32,
     capacity: u32,
+    /// The area that it replaces, and that becomes free with the commit; 0 for none.
+    former: u32,
 }
 
 /// A running transaction: cancelled when it is dropped without [`Transaction::commit`].
@@ -169,9 +171,16 @@ impl Tdb {
         }
         let before = self.storage.size_below();
         let grew = self.storage.size() > before;
-        let result = self.commit_locked();
+        let mut opened = false;
+        let result = self.commit_locked(&mut opened);
         let ended = self.end();
-        result.and(ended)?;
+        // Given back last, as libtdb does.
+        let closed = if opened {
+            self.unlock_range(LockName::Open)
+        } else {
+            Ok(())
+        };
+        result.and(ended).and(closed)?;
         if grew {
             self.repack_if_scattered();
         }
@@ -198,14 +207,14 @@ impl Tdb {
         all.and(transaction)
     }
 
-    fn commit_locked(&mut self) -> Result<()> {
+    /// Commits; says in `opened` whether the open lock was taken.
+    fn commit_locked(&mut self, opened: &mut bool) -> Result<()> {
         if !self.running.is_some_and(|running| running.borrowed) {
             self.upgrade_all()?;
         }
         self.lock_range(LockName::Open, LockKind::Exclusive, self.wait)?;
-        let result = self.commit_blocks();
-        let unlocked = self.unlock_range(LockName::Open);
-        result.and(unlocked)
+        *opened = true;
+        self.commit_blocks()
     }
 
     fn durable(&mut self) -> Result<()> {
@@ -236,15 +245,14 @@ impl Tdb {
         }
         saved.extend_from_slice(&order.bytes(RECORD_LEN + area.capacity));
         let valid = saved.len() as u32 - RECORD_LEN;
-        let header = area_header(area.capacity, old_end, valid, false);
+        let header = area_header(area.capacity, old_end, valid, area.former);
         saved[..RECORD_LEN as usize].copy_from_slice(&header.encode(order));
         self.storage.write_below(area.offset, &saved)?;
         self.durable()?;
 
         // Armed: from here on a crash brings the old content back.
-        let armed = area_header(area.capacity, old_end, valid, true);
-        self.storage
-            .write_below(area.offset, &armed.encode(order))?;
+        let armed = order.bytes(RECOVERY_MAGIC);
+        self.storage.write_below(area.offset + MAGIC_AT, &armed)?;
         let written = self
             .durable()
             .and_then(|()| self.write_blocks(old_end, area, area_end));
@@ -257,7 +265,12 @@ impl Tdb {
         }
         // The commit point. `pwrite` has set the modification time.
         self.storage.write_below(area.offset + MAGIC_AT, &[0; 4])?;
-        self.durable()
+        self.durable()?;
+        if area.former != 0 {
+            // The former area is free now.
+            self.storage.write_below(area.offset + HASH_AT, &[0; 4])?;
+        }
+        Ok(())
     }
 
     fn write_blocks(&mut self, old_end: u32, area: Area, area_end: u32) -> Result<()> {
@@ -315,9 +328,11 @@ impl Tdb {
             return Ok(Area {
                 offset,
                 capacity: record.rec_len,
+                former: 0,
             });
         }
         let size = self.storage.size();
+        let mut former = 0;
         let at = match existing {
             Some((offset, record)) if record.end(offset) == Some(size) => offset,
             Some((offset, record)) => {
@@ -325,6 +340,7 @@ impl Tdb {
                 let described = record.rec_len >= TAILER_LEN && record.rec_len.is_multiple_of(4);
                 if described && record.end(offset).is_some_and(|end| end <= size) {
                     self.free(offset, record)?;
+                    former = offset;
                 }
                 size
             }
@@ -349,7 +365,7 @@ impl Tdb {
         }
         // The header must never point beyond the end of the file or to what is no area, not after
         // a power cut either.
-        let empty = area_header(capacity, old_end, 0, false);
+        let empty = area_header(capacity, old_end, 0, 0);
         self.storage
             .write_below(at, &empty.encode(self.storage.order()))?;
         self.durable()?;
@@ -358,6 +374,7 @@ impl Tdb {
         Ok(Area {
             offset: at,
             capacity,
+            former,
         })
     }
 

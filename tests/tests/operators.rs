@@ -240,8 +240,11 @@ fn a_voter_makes_the_majority_and_hosts_nothing() {
     let lab = Lab::builder().nodes(3).voters_only(1).build().unwrap();
     lab.start_daemons().unwrap();
     lab.wait_all_served(LONG).unwrap();
+    lab.wait("both hosts to have their share", LONG, || {
+        held_by(&lab, 0, 0) > 0 && held_by(&lab, 0, 1) > 0
+    })
+    .unwrap();
     assert_eq!(held_by(&lab, 0, 2), 0);
-    assert!(held_by(&lab, 0, 0) > 0 && held_by(&lab, 0, 1) > 0);
     lab.node(0).power_loss().unwrap();
     lab.wait("the other host to serve everything", LONG, || {
         lab.node(2)

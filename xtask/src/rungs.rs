@@ -164,6 +164,7 @@ fn climb(options: &Options, tally: &mut Tally) {
     let (start, before) = (Instant::now(), tally.counts());
     println!("== build");
     // Tests, and the daemon and the tools, which the namespace tests start.
+    // Test programs, and the daemon and tools that the namespace tests start, in one go.
     let built = match cargo::build(&["build", "--workspace", "--all-targets"]) {
         Ok(built) => built,
         Err(error) => {

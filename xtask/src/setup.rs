@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Debian packages that the build, the tests and the benchmarks use.
-const PACKAGES: [&str; 17] = [
+const PACKAGES: [&str; 18] = [
     "bpftool",
     "ctdb",
     "iproute2",
@@ -24,6 +24,8 @@ const PACKAGES: [&str; 17] = [
     "openssh-server",
     "pkg-config",
     "procps",
+    // libtdb, as the other side of the engine's tests.
+    "python3-tdb",
     "samba",
     "smbclient",
     "tcpdump",

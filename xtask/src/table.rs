@@ -88,15 +88,18 @@ fn judge(
         if line.tests.is_empty() && line.figures.is_empty() {
             wrong.push(format!("{about} names neither a test nor a figure"));
         }
+        let mut absent = Vec::new();
         for test in &line.tests {
             match ran.get(test) {
                 Some(Verdict::Passed) => {}
                 Some(Verdict::Failed) => wrong.push(format!("{about}: test {test} failed")),
                 Some(Verdict::Skipped) => wrong.push(format!("{about}: test {test} was skipped")),
-                None => wrong.push(format!(
-                    "{about}: test {test} did not run or does not exist"
-                )),
+                None => absent.push(test.as_str()),
             }
+        }
+        if !absent.is_empty() {
+            let absent = absent.join(", ");
+            wrong.push(format!("{about}: did not run or do not exist: {absent}"));
         }
         for figure in &line.figures {
             let (file, words) = figure.split_once(": ").unwrap_or((figure, ""));

@@ -52,6 +52,8 @@ pub enum Fault {
         hears: bool,
         heard: bool,
     },
+    /// A way into a node chokes (what goes to it takes that long) before it breaks.
+    Choke { node: usize, by: Duration },
     /// Every way is open again.
     Heal,
     /// The network as a whole is better or worse.
@@ -96,7 +98,7 @@ pub struct Plan {
     focus: usize,
 }
 
-const KINDS: usize = 16;
+const KINDS: usize = 17;
 
 impl Plan {
     /// Nothing goes wrong.
@@ -343,6 +345,10 @@ impl World {
             14 => Fault::Reallocate {
                 nodes: self.rng.random_range(0..1 << nodes),
             },
+            15 => {
+                let by = self.timing.lease.mul_f64(self.rng.random_range(0.1..1.0));
+                Fault::Choke { node, by }
+            }
             _ => {
                 let flag = [NodeFlags::DISABLED, NodeFlags::BANNED][self.rng.random_range(0..2)];
                 Fault::Flag {
@@ -419,6 +425,20 @@ impl World {
                     self.net.block(peer, node, !hears);
                     self.net.block(node, peer, !heard);
                 }
+            }
+            Fault::Choke { node, by } => {
+                // One or two heartbeats are still answered, late; later ones do not leave.
+                let length = self
+                    .timing
+                    .interval
+                    .mul_f64(self.rng.random_range(0.5..2.0));
+                self.net.choked = Some((node, by, now + length));
+                let cut = Fault::Isolate {
+                    node,
+                    hears: true,
+                    heard: false,
+                };
+                self.schedule(now + length, Event::Do(Box::new(cut)));
             }
             Fault::Heal => self.net.heal(),
             Fault::Quality(quality) => self.net.quality = quality,

@@ -74,6 +74,8 @@ pub struct Net {
     pub datagrams: Vec<Vec<bool>>,
     /// The same for links.
     pub streams: Vec<Vec<bool>>,
+    /// Datagrams to this node take that much longer until then.
+    pub choked: Option<(usize, Duration, Real)>,
     /// Quality of all ways.
     pub quality: Quality,
     /// Links by number; a pair has at most one whose ends are both open.
@@ -87,6 +89,7 @@ impl Net {
         Self {
             datagrams: vec![vec![false; nodes]; nodes],
             streams: vec![vec![false; nodes]; nodes],
+            choked: None,
             quality: Quality::GOOD,
             links: BTreeMap::new(),
             next_link: 1,

@@ -254,7 +254,11 @@ impl World {
             to_life,
             message,
         };
-        let at = self.now + quality.delay(&mut self.rng);
+        let choked = match self.net.choked {
+            Some((node, by, until)) if node == to && self.now < until => by,
+            _ => Duration::ZERO,
+        };
+        let at = self.now + quality.delay(&mut self.rng) + choked;
         if quality.double > 0.0 && self.rng.random_bool(quality.double) {
             let again = self.now + quality.delay(&mut self.rng);
             self.schedule(

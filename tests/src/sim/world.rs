@@ -67,6 +67,8 @@ pub enum Event {
     Thaw { node: usize, freeze: u64 },
     /// The next fault.
     Chaos,
+    /// The second half of a fault.
+    Do(Box<super::faults::Fault>),
     /// Faults are over.
     Quiet,
     /// Addresses are looked at.
@@ -298,6 +300,11 @@ impl World {
             Event::Boot { node } => self.boot(node),
             Event::Thaw { node, freeze } => self.thaw(node, freeze),
             Event::Chaos => self.chaos(),
+            Event::Do(fault) => {
+                if self.check.quiet_since.is_none() {
+                    self.inject(&fault);
+                }
+            }
             Event::Quiet => self.quiet(),
             Event::Check => self.check_addresses(),
         }
