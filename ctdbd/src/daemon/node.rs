@@ -446,7 +446,7 @@ impl Node {
         self.flush_unsaid();
     }
 
-    fn flush_unsaid(&mut self) {
+    pub(super) fn flush_unsaid(&mut self) {
         while let Some(command) = self.unsaid.pop_front() {
             if let Err(refused) = self.parts.detector.command(command) {
                 tracing::warn!("the detector does not take commands; trying again");

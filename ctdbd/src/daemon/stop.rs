@@ -85,6 +85,12 @@ impl Daemon {
         // R9: the coordinator has no say from now on, then the detector resigns and the right ends.
         self.node.tell_detector(Command::Eligible(false));
         self.node.tell_detector(Command::Leave);
+        // R19: GONE only after the right has ended and what was queued has left.
+        let until = boot_now() + self.settings.timing.promise();
+        while self.node.parts.detector.status().right_until.is_some() && boot_now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            self.node.flush_unsaid();
+        }
         tokio::time::sleep(settle).await;
         self.node.tell_detector(Command::SayGone);
         self.node.parts.transport.shutdown().await;

@@ -144,7 +144,9 @@ impl Thread {
                 .extend(addresses.chunks(PIECE).map(<[IpAddr]>::to_vec));
         }
         while self.refused.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, addresses)) = self.refused.pop_front() {
+            if let Some((_, addresses)) = self.refused.pop_front()
+                && !addresses.is_empty()
+            {
                 self.release(addresses);
             }
         }
@@ -170,6 +172,10 @@ impl Thread {
                 slot,
                 addresses,
             } => {
+                // Of an epoch that is over: what is taken anew is not silenced any more.
+                for (_, refused) in &mut self.refused {
+                    refused.retain(|address| !addresses.iter().any(|p| p.net.addr() == *address));
+                }
                 let (results, phases) = match &mut self.net {
                     Some(net) => {
                         let done = net.take(slot, &addresses);

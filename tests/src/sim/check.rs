@@ -127,7 +127,15 @@ impl World {
             })
             .collect();
         (0..self.addresses.len())
-            .filter(|address| willing.iter().any(|node| !self.hosts[*node].bad[*address]))
+            .filter(|address| {
+                let mut fit = willing.iter().map(|node| !self.hosts[*node].bad[*address]);
+                if self.plan.rough_end {
+                    // A leader outside may reach a quorum and yet not every good node.
+                    !willing.is_empty() && fit.all(|fit| fit)
+                } else {
+                    fit.any(|fit| fit)
+                }
+            })
             .collect()
     }
 
