@@ -92,7 +92,9 @@ impl Daemon {
             self.node.flush_unsaid();
         }
         tokio::time::sleep(settle).await;
-        self.node.tell_detector(Command::SayGone);
+        if self.node.parts.detector.status().right_until.is_none() {
+            self.node.tell_detector(Command::SayGone);
+        }
         self.node.parts.transport.shutdown().await;
         self.node.parts.executor.submit(Job::Close);
         let closed = async {
