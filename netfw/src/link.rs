@@ -22,7 +22,8 @@ const NOTE_BYTES: usize = 4096;
 /// Notifications taken off the socket before others get their turn.
 const DRAIN_LIMIT: usize = 4096;
 
-/// Inside `IFLA_LINKINFO`: what the interface is a port of (`linux/if_link.h`).
+/// Inside `IFLA_LINKINFO`: what the interface is, and what it is a port of (`linux/if_link.h`).
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 
 /// A network interface.
@@ -51,6 +52,8 @@ pub struct Link {
     pub hardware_type: u16,
     /// Name of the root queueing discipline (`noqueue`, `fq_codel` ...).
     pub qdisc: String,
+    /// What the kernel calls its kind (`veth`, `bridge`, `vlan` ...); empty for a network card.
+    pub kind: String,
     /// Largest packet, in bytes.
     pub mtu: u32,
 }
@@ -104,6 +107,7 @@ fn parse_link(raw: Raw<'_>) -> Option<Link> {
         broadcast: Vec::new(),
         hardware_type,
         qdisc: String::new(),
+        kind: String::new(),
         mtu: 0,
     };
     let mut vrf = false;
@@ -116,8 +120,13 @@ fn parse_link(raw: Raw<'_>) -> Option<Link> {
             libc::IFLA_MTU => link.mtu = number(value)?,
             libc::IFLA_MASTER => link.master = number(value),
             libc::IFLA_LINKINFO => {
-                let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_SLAVE_KIND);
-                vrf = kind.is_some_and(|(_, name)| text(name) == "vrf");
+                for (kind, name) in attributes(value) {
+                    match kind {
+                        IFLA_INFO_KIND => link.kind = text(name),
+                        IFLA_INFO_SLAVE_KIND => vrf = text(name) == "vrf",
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }

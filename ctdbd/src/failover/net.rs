@@ -202,7 +202,8 @@ impl Net {
                 Interface {
                     ifindex: link.index,
                     up: link.up,
-                    queueless: link.qdisc == "noqueue",
+                    // A bridge, bond or VLAN has no queue of its own; its lower device has.
+                    queueless: link.kind == "veth" && link.qdisc == "noqueue",
                     guarded,
                 },
             );
