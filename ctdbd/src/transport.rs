@@ -547,7 +547,7 @@ impl Transport {
         }
         shared.spawn(listen::run(Arc::clone(&shared), listener));
         let handle = TransportHandle {
-            guard: Arc::new(EndOnDrop(Arc::clone(&shared))),
+            _end: Arc::new(EndOnDrop(Arc::clone(&shared))),
             shared,
         };
         Ok((handle, receiver))
@@ -590,8 +590,8 @@ impl Shared {
 #[derive(Clone)]
 pub struct TransportHandle {
     shared: Arc<Shared>,
-    #[allow(dead_code, reason = "its drop ends the transport")]
-    guard: Arc<EndOnDrop>,
+    /// Its drop ends the transport.
+    _end: Arc<EndOnDrop>,
 }
 
 impl std::fmt::Debug for TransportHandle {
