@@ -3,10 +3,12 @@
 //! * [`ids`]: node numbers, incarnations, terms, epochs, node flags: the newtypes of the house.
 //! * [`heartbeat`]: the datagrams of the liveness path, fixed layout, no allocation.
 //! * [`peer`]: the frames of the encrypted stream between two nodes.
+//! * [`client`]: the protocol of the client socket, that of CTDB.
 //! * [`api`]: the JSON shapes of the HTTP API, shared by daemon and command line.
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod client;
 pub mod heartbeat;
 pub mod ids;
 pub mod peer;
