@@ -29,6 +29,7 @@ pub mod ip;
 pub mod legacy;
 pub mod log;
 pub mod node;
+pub mod process;
 pub mod table;
 
 use args::{Cli, Component, Global};
@@ -220,6 +221,7 @@ fn component(cli: &Cli, surroundings: &Surroundings) -> Result<String, Failure> 
         Component::Node(verb) => node::run(&asking, verb),
         Component::Ip(verb) => ip::run(&asking, verb),
         Component::Interface(verb) => interface::run(&asking, verb),
+        Component::Process(verb) => process::run(&asking, verb),
         Component::Config(verb) => configuration::run(&asking, verb, &surroundings.paths),
         Component::Log(verb) => log::run(&asking, verb),
         Component::Completions { shell } => {

@@ -35,7 +35,7 @@ use crate::failover::{self, Executor, FailoverError, Outcome};
 use crate::guard;
 use crate::liveness::{self, Detector, LivenessError};
 use crate::log::{Location, Log, LogError};
-use crate::process::{self, PidFile, PidFileError};
+use crate::process::{self, Children, PidFile, PidFileError};
 use crate::transport::{LinkEvent, Transport, TransportError};
 use node::{Node, Parts};
 use settings::Settings;
@@ -270,6 +270,7 @@ impl Daemon {
             detector,
             transport,
             executor,
+            children: Children::default(),
             deadman: Some(Arc::clone(&deadman)),
             snapshot,
             log,

@@ -194,6 +194,13 @@ mod tests {
             ("Why", serde_json::to_value(why).unwrap()),
             ("Leader", serde_json::to_value(leader).unwrap()),
             ("History", serde_json::to_value(history).unwrap()),
+            (
+                "Processes",
+                serde_json::to_value(ProcessesView {
+                    processes: vec![ProcessView::default()],
+                })
+                .unwrap(),
+            ),
             ("Done", serde_json::to_value(Done::default()).unwrap()),
             (
                 "Error",

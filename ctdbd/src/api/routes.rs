@@ -351,6 +351,26 @@ pub const ROUTES: &[Route] = &[
         |_| act(Action::History),
     ),
     get(
+        "/v1/processes",
+        "Processes",
+        "Child processes of the daemon: those that run, and the last that ended",
+        |_| act(Action::Processes),
+    ),
+    get(
+        "/v1/processes/{id}",
+        "Process",
+        "One child process, with the head of its output once it has ended",
+        |input| {
+            let id = input.segment(0).parse().map_err(|_| {
+                bad_request(format!(
+                    "'{}' is not a number of the list",
+                    input.segment(0)
+                ))
+            })?;
+            act(Action::Process { id })
+        },
+    ),
+    get(
         "/v1/nodes",
         "Nodes",
         "Every entry of the nodes list",
@@ -603,6 +623,8 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
         Action::LogLevel { level } => post("/v1/log/level", serde_json::json!({"level": level})),
         Action::Leader => get("/v1/cluster/leader"),
         Action::History => get("/v1/cluster/history"),
+        Action::Processes => get("/v1/processes"),
+        Action::Process { id } => get(&format!("/v1/processes/{id}")),
         Action::Plan => get("/v1/ips/plan"),
         Action::Why { address } => get(&format!("/v1/ips/{address}/why")),
         Action::Capabilities { leader, lmaster } => post(

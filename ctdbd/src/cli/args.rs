@@ -103,6 +103,9 @@ pub enum Component {
     /// Network interfaces that carry public addresses
     #[command(subcommand)]
     Interface(Interface),
+    /// Child processes of the daemon: event scripts, lock helpers and others
+    #[command(subcommand)]
+    Process(Process),
     /// Configuration and cluster key
     #[command(subcommand)]
     Config(Config),
@@ -287,6 +290,19 @@ pub enum Interface {
     },
 }
 
+/// `ctdb process`
+#[derive(Subcommand, Debug)]
+pub enum Process {
+    /// Those that run, and the last that ended
+    List,
+    /// All that is known of one, with the head of its output
+    #[command(after_help = "Example:\n  ctdb process list\n  ctdb process show 12")]
+    Show {
+        /// Its number in the list
+        id: u64,
+    },
+}
+
 /// What to take a link for.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Link {
@@ -346,11 +362,12 @@ pub enum Log {
 }
 
 /// Words that begin a command of the new form. `ip`, `status` and `version` are old commands too.
-pub const COMPONENTS: [&str; 8] = [
+pub const COMPONENTS: [&str; 9] = [
     "cluster",
     "node",
     "ip",
     "interface",
+    "process",
     "config",
     "log",
     "completions",

@@ -316,6 +316,15 @@ impl Node {
                 records: self.history.records().cloned().collect(),
             }),
             Action::Read { path } => api::render_path(&self.snapshot(), &path),
+            Action::Processes => json(&self.parts.children.list()),
+            Action::Process { id } => match self.parts.children.show(id) {
+                Some(view) => json(&view),
+                None => Err(ApiError::new(
+                    404,
+                    "no_such_process",
+                    format!("there is no process {id} in the list; `ctdb process list` shows it"),
+                )),
+            },
             Action::Plan => self.plan(),
             Action::Why { address } => self.why(address),
         };

@@ -26,6 +26,7 @@ use crate::clock::{boot_now, wall_now};
 use crate::failover::{Executor, Job, Outcome, Placed};
 use crate::liveness::{self, Detector};
 use crate::log::{Log, LogLevel};
+use crate::process::Children;
 use crate::transport::datagram::{SessionKeys, seal_gone};
 use crate::transport::{LinkEvent, TransportHandle};
 
@@ -49,6 +50,7 @@ pub(super) struct Parts {
     pub(super) detector: Detector,
     pub(super) transport: TransportHandle,
     pub(super) executor: Executor,
+    pub(super) children: Children,
     pub(super) deadman: Option<Arc<Deadman>>,
     pub(super) snapshot: watch::Sender<Arc<Snapshot>>,
     pub(super) log: Log,

@@ -15,6 +15,8 @@ use crate::liveness::Command;
 /// How long the end waits for the executor to take everything away; with thousands of
 /// connections that is seconds.
 const TAKE_AWAY: Duration = Duration::from_secs(20);
+/// How long children may take to end: SIGTERM, their grace, SIGKILL.
+const CHILDREN: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Begins the orderly end.
@@ -108,6 +110,7 @@ impl Daemon {
         if tokio::time::timeout(TAKE_AWAY, closed).await.is_err() {
             tracing::error!("not everything was taken away in time; the next daemon does it");
         }
+        self.node.parts.children.shutdown(CHILDREN).await;
         self.api.shutdown(Duration::from_secs(1)).await;
         // Ends its mutex in order, so that the guard goes without a word.
         self.node.parts.detector.stop();

@@ -119,7 +119,8 @@ async fn every_route_answers_on_the_socket_for_root() {
             .replace("{pnn}", "1")
             .replace("{verb}", "ban")
             .replace("{address}", "10.77.1.1")
-            .replace("{name}", "lo");
+            .replace("{name}", "lo")
+            .replace("{id}", "1");
         let body = route
             .body
             .and_then(|name| bodies.get(name))
