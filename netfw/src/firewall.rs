@@ -10,7 +10,8 @@
 //! Every change is one atomic batch. The kernel rolls a batch back whole for an element that is
 //! there already, or is not there; so what is installed is remembered and only the difference
 //! sent, and if the kernel disagrees (somebody changed or flushed the ruleset), the table is
-//! replaced by what should be there, again in one batch. A daemon that dies leaves the table
+//! replaced by what should be there, again in one batch. A takeover asks the kernel first whether
+//! anybody changed the ruleset since ([`Firewall::prepare`]). A daemon that dies leaves the table
 //! behind, working, until the next one installs its own.
 
 mod ruleset;
@@ -25,6 +26,8 @@ use ruleset::{Contents, MAX_ELEMENTS, TABLE};
 
 /// Message types of the kernel's nftables interface, with its subsystem in the upper byte.
 const GET_RULE: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_GETRULE as u16;
+const GET_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_GETGEN as u16;
+const NFTA_GEN_ID: u16 = 1;
 const NFNL_HEADER_BYTES: usize = 4;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
@@ -65,6 +68,9 @@ pub struct Firewall {
     contents: Contents,
     /// What tables that had to be replaced had counted.
     earlier: Counters,
+    /// The ruleset's generation after our last change; `None` if somebody else's change came in
+    /// between, so that nothing is known about the table.
+    generation: Option<u32>,
 }
 
 impl Firewall {
@@ -93,11 +99,37 @@ impl Firewall {
         let mut netlink = open(doing)?;
         let contents = Contents::default();
         send(&mut netlink, doing, &ruleset::install(TABLE, &contents))?;
+        let generation = generation(&mut netlink).ok();
         Ok(Self {
             netlink,
             contents,
             earlier: Counters::default(),
+            generation,
         })
+    }
+
+    /// Before a takeover: these addresses are closed and not blocked, in a table that is whole.
+    /// Costs one question to the kernel unless something must change; if somebody changed the
+    /// ruleset since our last change, the table is made anew. An error means that connection
+    /// requests could be refused (`ADDR-4`).
+    pub fn prepare(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let doing = "prepare the firewall for a takeover";
+        let mut next = self.contents.clone();
+        for address in canonical(addresses) {
+            next.blocked.remove(&address);
+            next.closed.insert(address);
+        }
+        let now = generation(&mut self.netlink).map_err(|source| Error::kernel(doing, source))?;
+        if self.generation == Some(now) {
+            return self.change(doing, next);
+        }
+        if next.largest() > MAX_ELEMENTS {
+            return Err(Error::TooMany {
+                doing: doing.to_owned(),
+                limit: MAX_ELEMENTS,
+            });
+        }
+        self.replace(doing, next)
     }
 
     /// From now on connection requests to these addresses are dropped unless their port is ready
@@ -160,16 +192,6 @@ impl Firewall {
         self.change("unblock addresses", next)
     }
 
-    /// Several changes in one batch: at a takeover, an address is unblocked and closed.
-    pub fn unblock_closed(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
-        let mut next = self.contents.clone();
-        for address in canonical(addresses) {
-            next.blocked.remove(&address);
-            next.closed.insert(address);
-        }
-        self.change("unblock addresses, closed to new connections", next)
-    }
-
     /// Reads what was dropped. (The `nftnl` crate cannot read; this is a dump of our own.)
     pub fn counters(&mut self) -> Result<Counters, Error> {
         let installed = self
@@ -202,20 +224,46 @@ impl Firewall {
                 limit: MAX_ELEMENTS,
             });
         }
+        let before = generation(&mut self.netlink).ok();
         let batch = ruleset::change(TABLE, &self.contents, &next);
         match send(&mut self.netlink, doing, &batch) {
-            Ok(()) => {}
+            Ok(()) => {
+                self.note_generation(before);
+                self.contents = next;
+                Ok(())
+            }
             Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EEXIST)) => {
                 tracing::warn!(%error, "firewall table was changed by somebody else, replacing it");
-                // Gone with its table, or to be counted once more: nothing is lost but precision.
-                let counted = self.read_counters().unwrap_or_default();
-                send(&mut self.netlink, doing, &ruleset::install(TABLE, &next))?;
-                self.earlier = self.earlier.plus(counted);
+                self.replace(doing, next)
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Makes the table anew, whatever stands there.
+    fn replace(&mut self, doing: &str, next: Contents) -> Result<(), Error> {
+        // Gone with its table, or to be counted once more: nothing is lost but precision.
+        let counted = self.read_counters().unwrap_or_default();
+        let before = generation(&mut self.netlink).ok();
+        // The table is whole whatever came before.
+        self.generation = before;
+        send(&mut self.netlink, doing, &ruleset::install(TABLE, &next)).inspect_err(|_| {
+            self.generation = None;
+        })?;
+        self.note_generation(before);
+        self.earlier = self.earlier.plus(counted);
         self.contents = next;
         Ok(())
+    }
+
+    /// After a change of ours, before which the generation was `before`: exactly one step means
+    /// that nobody else changed anything.
+    fn note_generation(&mut self, before: Option<u32>) {
+        let after = generation(&mut self.netlink).ok();
+        let ours = before.is_some()
+            && self.generation == before
+            && after == before.map(|number| number.checked_add(1).unwrap_or(1));
+        self.generation = after.filter(|_| ours);
     }
 
     fn read_counters(&mut self) -> io::Result<Counters> {
@@ -285,6 +333,32 @@ fn counters_of(rule: &[u8]) -> impl Iterator<Item = (u64, u64)> {
 
 fn canonical(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
     addresses.iter().map(IpAddr::to_canonical)
+}
+
+/// The kernel's count of changes to this namespace's ruleset, one up with every batch.
+fn generation(netlink: &mut Netlink) -> io::Result<u32> {
+    let body = [libc::AF_UNSPEC as u8, 0, 0, 0];
+    let seq = netlink.send_request(GET_GENERATION, &body)?;
+    let mut found = Err(io::ErrorKind::UnexpectedEof.into());
+    netlink.drain(|raw| {
+        if raw.seq != seq {
+            return;
+        }
+        if let Some(verdict) = raw.verdict() {
+            if let Err(refusal) = verdict {
+                found = Err(refusal.io());
+            }
+            return;
+        }
+        let attributes = attributes(raw.body.get(NFNL_HEADER_BYTES..).unwrap_or_default());
+        let number = attributes
+            .filter(|(kind, _)| *kind == NFTA_GEN_ID)
+            .find_map(|(_, value)| value.first_chunk().copied());
+        if let Some(number) = number {
+            found = Ok(u32::from_be_bytes(number));
+        }
+    })?;
+    found
 }
 
 fn open(doing: &str) -> Result<Netlink, Error> {

@@ -265,10 +265,19 @@ impl Netlink {
 
     /// Asks for a dump with a message that no typed codec knows; [`Self::read_dump`] reads it.
     pub(crate) fn send_dump(&mut self, kind: u16, body: &[u8]) -> io::Result<u32> {
+        self.send_raw(kind, NLM_F_REQUEST | NLM_F_DUMP, body)
+    }
+
+    /// Asks one question with such a message; [`Self::drain`] reads the answer.
+    pub(crate) fn send_request(&mut self, kind: u16, body: &[u8]) -> io::Result<u32> {
+        self.send_raw(kind, NLM_F_REQUEST, body)
+    }
+
+    fn send_raw(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<u32> {
         let seq = self.next_seq();
         let mut bytes = ((HEADER_BYTES + body.len()) as u32).to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
-        bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
         bytes.extend(seq.to_ne_bytes());
         bytes.extend([0; 4]);
         bytes.extend(body);

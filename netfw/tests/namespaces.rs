@@ -630,7 +630,7 @@ fn blocked_addresses_are_silent() {
     );
     assert_eq!(counted.opening_packets, 0);
 
-    firewall.unblock_closed(&BOTH).unwrap();
+    firewall.prepare(&BOTH).unwrap();
     assert_eq!(
         connect(&pair.client, "[fd77::1]:445").err(),
         Some(ErrorKind::TimedOut)
@@ -700,6 +700,70 @@ fn a_flushed_ruleset_is_put_right_by_the_next_change() {
     assert_eq!(
         connect(&pair.client, "[fd77::1]:9").err(),
         Some(ErrorKind::ConnectionRefused)
+    );
+    firewall.remove().unwrap();
+}
+
+/// A table `inet ctdb` that belongs to a running `nft`: nobody else may change it.
+struct OwnedTable(std::process::Child);
+
+impl OwnedTable {
+    fn take(net: &Net) -> Self {
+        let mut nft = std::process::Command::new("ip")
+            .args(["netns", "exec", &net.name, "nft", "-i"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        nft.stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"delete table inet ctdb\nadd table inet ctdb { flags owner; }\n")
+            .unwrap();
+        let owned = Self(nft);
+        let end = Instant::now() + Duration::from_secs(10);
+        while !net.exec("nft list ruleset").contains("owner") {
+            assert!(Instant::now() < end, "no table with an owner");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        owned
+    }
+}
+
+impl Drop for OwnedTable {
+    fn drop(&mut self) {
+        // It ends with its input, and the table with it.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_takeover_finds_a_whole_table_or_an_error() {
+    let pair = Pair::new();
+    let mut firewall = pair.server.run(Firewall::install).unwrap();
+    firewall.close(&BOTH).unwrap();
+    // Somebody empties the ruleset; nothing of ours has changed.
+    pair.server.exec("nft flush ruleset");
+    firewall.prepare(&BOTH).unwrap();
+    assert_eq!(
+        connect(&pair.client, "10.77.0.1:9").err(),
+        Some(ErrorKind::TimedOut)
+    );
+    // A change of somebody else's right before one of ours.
+    pair.server.exec("nft flush ruleset");
+    pair.server.exec("nft add table inet others");
+    firewall.prepare(&BOTH).unwrap();
+    assert!(tables(&pair.server).contains("ctdb"));
+    // A table of our name that belongs to another process cannot be replaced.
+    let owner = OwnedTable::take(&pair.server);
+    let refused = firewall.prepare(&BOTH).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::EPERM), "{refused}");
+    drop(owner);
+    firewall.prepare(&BOTH).unwrap();
+    assert_eq!(
+        connect(&pair.client, "[fd77::1]:9").err(),
+        Some(ErrorKind::TimedOut)
     );
     firewall.remove().unwrap();
 }

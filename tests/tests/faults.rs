@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -211,6 +212,75 @@ fn full_disks() {
             nix::mount::umount(&node.root().join(dir)).unwrap();
         }
     }
+    lab.end().unwrap();
+}
+
+/// The kernel refuses a node's changes to the firewall: what it is given goes elsewhere, with the
+/// reason in its history, until it can again.
+#[test]
+fn a_firewall_that_the_kernel_refuses() {
+    let lab = cluster();
+    let leader = lab.node(0).leader_seen().unwrap().unwrap();
+    let (source, broken) = (other(leader), other(other(leader)));
+    let address = of(&lab, 0, source)[0];
+    // A table of our name that a running nft owns: nobody else may change or replace it.
+    let node = lab.node(broken);
+    let mut nft = node
+        .netns()
+        .spawn(
+            Command::new("nft")
+                .arg("-i")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null()),
+        )
+        .unwrap();
+    let commands = b"delete table inet ctdb\nadd table inet ctdb { flags owner; }\n";
+    nft.stdin.as_mut().unwrap().write_all(commands).unwrap();
+    lab.wait("the table to have an owner", LONG, || {
+        node.netns()
+            .run("nft", &["list", "ruleset"])
+            .is_ok_and(|text| text.contains("owner"))
+    })
+    .unwrap();
+    let observer = lab.observe(None).unwrap();
+    let asked = lab
+        .ctdb(
+            leader,
+            &["moveip", &address.to_string(), &broken.to_string()],
+        )
+        .unwrap();
+    assert!(!asked.ok(), "{asked:?}");
+    lab.wait_all_served(LONG).unwrap();
+    assert_ne!(lab.node(0).ip_owners().unwrap()[&address], Some(broken));
+    assert!(
+        !node
+            .netns()
+            .ip("-o address")
+            .unwrap()
+            .contains(&format!(" {address}/")),
+        "the takeover was not undone"
+    );
+    let history = lab
+        .ctdb(broken, &["cluster", "history"])
+        .unwrap()
+        .success()
+        .unwrap();
+    assert!(history.contains("prepare the firewall"), "{history}");
+    wait_answered(&lab);
+    // The owner ends and its table with it: the node takes again.
+    drop(nft.stdin.take());
+    nft.wait().unwrap();
+    lab.wait("the address to be moved", LONG, || {
+        lab.ctdb(
+            leader,
+            &["moveip", &address.to_string(), &broken.to_string()],
+        )
+        .is_ok_and(|answer| answer.ok())
+    })
+    .unwrap();
+    lab.wait_owner(0, address, broken, LONG).unwrap();
+    wait_answered(&lab);
+    assert_eq!(observer.finish().unwrap().conflicts(), []);
     lab.end().unwrap();
 }
 

@@ -214,3 +214,51 @@ fn without_the_right_to_nice_it_warns_once_and_works() {
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(child.wait().unwrap().success());
 }
+
+/// `[logging] location = syslog` where journald runs: a real journald in a private `/run`, read
+/// back with journalctl.
+#[test]
+fn the_journal_has_the_log() {
+    let lab = lab();
+    let node = lab.node(0);
+    node.write("ctdb.conf", "[logging]\n\tlocation = syslog\n")
+        .unwrap();
+    let journal = lab.dir().join("journal");
+    fs::create_dir_all(&journal).unwrap();
+    let program = workspace_binary("CTDBD_BIN", "ctdbd").unwrap();
+    // What is mounted goes with the last process of this mount namespace.
+    let script = r#"
+        mount -t tmpfs tmpfs /run
+        mkdir -p /run/systemd/journal /run/log/journal
+        mount --bind "$JOURNAL" /run/log/journal
+        /lib/systemd/systemd-journald &
+        journald=$!
+        while [ ! -S /run/systemd/journal/socket ]; do sleep 0.05; done
+        "$CTDBD"
+        while ! [ -e "$CTDBD_ROOT/run/ctdb/ctdbd.pid" ]; do sleep 0.05; done
+        kill -TERM "$(cat "$CTDBD_ROOT/run/ctdb/ctdbd.pid")"
+        while [ -e "$CTDBD_ROOT/run/ctdb/ctdbd.pid" ]; do sleep 0.05; done
+        kill -TERM $journald
+        wait $journald
+    "#;
+    let done = run(
+        node,
+        Command::new("timeout")
+            .args(["-k", "5", "60", "unshare", "--mount", "sh", "-ec", script])
+            .env("CTDBD", program)
+            .env("CTDBD_ROOT", node.root())
+            .env("JOURNAL", &journal),
+    );
+    assert!(done.status.success(), "{done:?}");
+    let read = Command::new("journalctl")
+        .arg("--directory")
+        .arg(&journal)
+        .args(["-t", "ctdbd", "-o", "json"])
+        .output()
+        .unwrap();
+    let lines = String::from_utf8_lossy(&read.stdout).into_owned();
+    for words in ["ctdbd starts", "Shutdown sequence complete, exiting."] {
+        assert!(lines.contains(words), "{words}: {lines} {read:?}");
+    }
+    assert!(lines.contains("\"PRIORITY\":\"4\""), "{lines}");
+}

@@ -16,6 +16,9 @@ use ipnet::IpNet;
 
 use super::{FailoverError, Placed, Setup};
 
+/// The end of an opening that the kernel refused is tried again after this.
+const OPENING_RETRY: Duration = Duration::from_secs(1);
+
 /// A public address on an interface of this host.
 #[derive(Clone, Debug)]
 struct Carried {
@@ -312,12 +315,26 @@ impl Net {
         }
         // ADDR-4: what listens passes, everything else is dropped; before the address is there.
         self.refresh_listeners();
-        if self.lease.is_none()
-            && let Some(firewall) = &mut self.firewall
+        if let Some(firewall) = &mut self.firewall
+            && !batch.is_empty()
         {
-            let addresses: Vec<IpAddr> = placed.iter().map(|place| place.net.addr()).collect();
-            if let Err(error) = firewall.unblock(&addresses) {
-                tracing::error!(%error, "addresses stay blocked by the firewall");
+            // What is granted anew in a new epoch has been open for long.
+            let new: Vec<IpAddr> = batch
+                .iter()
+                .map(|(_, net, _)| net.addr())
+                .filter(|address| {
+                    !self
+                        .carried
+                        .get(address)
+                        .is_some_and(|carried| carried.held)
+                })
+                .collect();
+            if let Err(error) = firewall.prepare(&new) {
+                // Nothing was touched yet; the leader takes them elsewhere.
+                let text = error.to_string();
+                let refused = batch.iter().map(|(_, net, _)| net.addr());
+                results.extend(refused.map(|one| (one, Err(text.clone()))));
+                return (results, watch.phases);
             }
         }
         watch.lap("firewall");
@@ -474,7 +491,12 @@ impl Net {
             && let Some(firewall) = &mut self.firewall
             && let Err(error) = firewall.open(&over)
         {
-            tracing::error!(%error, "the opening cannot be ended; ports without listener stay dropped");
+            tracing::error!(%error, "the opening cannot be ended, ports without listener stay dropped; tried again");
+            for address in over {
+                if let Some(carried) = self.carried.get_mut(&address) {
+                    carried.opening_until = Some(now + OPENING_RETRY);
+                }
+            }
         }
     }
 

@@ -46,7 +46,7 @@ pub struct Runs {
 /// A measurement with its name.
 type Measurement = (&'static str, fn(Runs) -> Result<Vec<Row>>);
 
-const ALL: [Measurement; 14] = [
+const ALL: [Measurement; 16] = [
     ("move", |runs| failover::planned(failover::MOVE, runs)),
     ("drain", |runs| failover::planned(failover::DRAIN, runs)),
     ("stop", |runs| failover::planned(failover::STOP, runs)),
@@ -59,7 +59,13 @@ const ALL: [Measurement; 14] = [
         failover::sudden(failover::POWER_LEADER, runs)
     }),
     ("links", |runs| failover::sudden(failover::LINKS, runs)),
+    ("links-leader", |runs| {
+        failover::sudden(failover::LINKS_LEADER, runs)
+    }),
     ("freeze", |runs| failover::sudden(failover::FREEZE, runs)),
+    ("freeze-leader", |runs| {
+        failover::sudden(failover::FREEZE_LEADER, runs)
+    }),
     ("start", failover::start),
     ("thousand", failover::thousand),
     ("lease", idle::lease),

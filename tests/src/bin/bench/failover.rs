@@ -55,6 +55,16 @@ pub const POWER_LEADER: Case = case(
 );
 /// All links of a node are cut.
 pub const LINKS: Case = case(Fail::Links, Role::Follower, "all links down", 2200.0, false);
+/// All links of the leader are cut.
+pub const LINKS_LEADER: Case = case(
+    Fail::Links,
+    Role::Leader,
+    "all links down, leader",
+    2700.0,
+    false,
+);
+/// The leader's processes are frozen.
+pub const FREEZE_LEADER: Case = case(Fail::Freeze, Role::Leader, "freeze, leader", 2700.0, false);
 /// A node's processes are frozen.
 pub const FREEZE: Case = case(Fail::Freeze, Role::Follower, "freeze", 2200.0, false);
 

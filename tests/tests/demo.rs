@@ -1,0 +1,17 @@
+//! The README's first command, as it is: `cargo xtask demo` starts this program after its set-up.
+
+use std::process::Command;
+
+/// Exit 0 says: no address answered by two nodes, all served again within the profile's bound,
+/// nothing left behind.
+#[test]
+fn it_keeps_all_promises() {
+    if let Some(reason) = ctdb_tests::lab::lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    let shown = Command::new(env!("CARGO_BIN_EXE_demo")).output().unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.status.success(), "{text}\n{shown:?}");
+    assert!(text.contains("demo: all promises kept"), "{text}");
+    assert!(text.contains(" 0 by a second node"), "{text}");
+}
