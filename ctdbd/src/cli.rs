@@ -23,6 +23,7 @@ pub mod args;
 pub mod client;
 pub mod cluster;
 pub mod configuration;
+mod db;
 pub mod failure;
 pub mod interface;
 pub mod ip;
@@ -180,13 +181,13 @@ fn new_form(
             return 0;
         }
     };
-    match component(&cli, surroundings) {
+    match component(&cli, surroundings, out, err) {
         Ok(text) => {
             let _ = out.write_all(text.as_bytes());
             0
         }
         Err(failure) => {
-            if cli.global.json {
+            if cli.global.json && !failure.told {
                 let _ = writeln!(out, "{:#}", failure.json(cli.global.node));
             }
             let _ = writeln!(err, "ctdb: {failure}");
@@ -195,7 +196,13 @@ fn new_form(
     }
 }
 
-fn component(cli: &Cli, surroundings: &Surroundings) -> Result<String, Failure> {
+/// What the command prints at its end.
+fn component(
+    cli: &Cli,
+    surroundings: &Surroundings,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Result<String, Failure> {
     let run_time = run_time(cli.global.maxruntime, surroundings)
         .map_err(|text| Failure::new(Exit::Usage, "usage", text))?;
     let asking = Asking {
@@ -224,6 +231,7 @@ fn component(cli: &Cli, surroundings: &Surroundings) -> Result<String, Failure> 
         Component::Process(verb) => process::run(&asking, verb),
         Component::Config(verb) => configuration::run(&asking, verb, &surroundings.paths),
         Component::Log(verb) => log::run(&asking, verb),
+        Component::Db(verb) => db::run(&cli.global, verb, out, err).map(|()| String::new()),
         Component::Completions { shell } => {
             Ok(String::from_utf8_lossy(&args::completions(*shell)).into_owned())
         }

@@ -70,13 +70,27 @@ pub fn dump(tdb: &mut Tdb, out: &mut impl Write) -> Result<u64, DumpError> {
     }
 }
 
-fn write_record(out: &mut impl Write, key: &[u8], data: &[u8]) -> io::Result<()> {
+/// Writes one record of a dump.
+pub fn write_record(out: &mut impl Write, key: &[u8], data: &[u8]) -> io::Result<()> {
     let mut text = format!("{{\nkey({}) = \"", key.len()).into_bytes();
     escape(&mut text, key);
     text.extend_from_slice(format!("\"\ndata({}) = \"", data.len()).as_bytes());
     escape(&mut text, data);
     text.extend_from_slice(b"\"\n}\n");
     out.write_all(&text)
+}
+
+/// Bytes as a dump shows them between its quotes. Pure ASCII, one line.
+pub fn escaped(bytes: &[u8]) -> String {
+    let mut text = Vec::with_capacity(bytes.len());
+    escape(&mut text, bytes);
+    text.into_iter().map(char::from).collect()
+}
+
+/// The bytes that `text` stands for; the inverse of [`escaped`], and lenient: only `\` is special.
+/// `None` if one is not followed by two hex digits.
+pub fn unescaped(text: &[u8]) -> Option<Vec<u8>> {
+    unescape(text)
 }
 
 fn escape(text: &mut Vec<u8>, bytes: &[u8]) {
@@ -97,11 +111,25 @@ fn escape(text: &mut Vec<u8>, bytes: &[u8]) {
 /// comes twice, is [`Error::Exists`]. The number of records.
 pub fn restore(tdb: &mut Tdb, input: &mut impl BufRead) -> Result<u64, DumpError> {
     let mut transaction = tdb.transaction()?;
-    let longest = u64::from(transaction.max_record_len) * 3 + 64;
+    let longest = transaction.max_record_len;
+    let count = read(input, longest, |key, data| {
+        Ok(transaction.store(key, data, StoreMode::Insert)?)
+    })?;
+    transaction.commit()?;
+    Ok(count)
+}
+
+/// Hands the records of a dump to `record`, in their order; the number of records. No line may be
+/// longer than a record of `max_record_len` bytes can make it.
+pub fn read(
+    input: &mut impl BufRead,
+    max_record_len: u32,
+    mut record: impl FnMut(&[u8], &[u8]) -> Result<(), DumpError>,
+) -> Result<u64, DumpError> {
     let mut lines = Lines {
         input,
         line: 0,
-        longest,
+        longest: u64::from(max_record_len) * 3 + 64,
         text: Vec::new(),
     };
     let mut count = 0;
@@ -113,10 +141,9 @@ pub fn restore(tdb: &mut Tdb, input: &mut impl BufRead) -> Result<u64, DumpError
         let data = lines.field(b"data(", "`data(LENGTH) = \"...\"`")?;
         lines.must()?;
         lines.expect(b"}", "`}`")?;
-        transaction.store(&key, &data, StoreMode::Insert)?;
+        record(&key, &data)?;
         count += 1;
     }
-    transaction.commit()?;
     Ok(count)
 }
 

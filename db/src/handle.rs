@@ -90,6 +90,13 @@ impl Tdb {
             .read_word(crate::format::field::SEQUENCE_NUMBER as u32)
     }
 
+    /// Whether a transaction was ever committed to the file: then it has a recovery area. No lock.
+    pub fn has_recovery_area(&mut self) -> Result<bool> {
+        self.storage
+            .read_word(crate::format::field::RECOVERY_START as u32)
+            .map(|offset| offset != 0)
+    }
+
     /// The chain of `key`.
     pub fn chain_of(&self, key: &[u8]) -> u32 {
         self.geometry.chain(self.hash.hash(key))

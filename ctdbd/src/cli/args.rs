@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+mod db;
+
+pub use db::{Convert, Db, DbFile, Filed, Format, HashName, Order, YesNo};
+
 const ABOUT: &str = "Runs and watches a cluster of file servers that fail over for each other";
 
 const LONG_ABOUT: &str = "\
@@ -21,7 +25,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0   done
   1   failed; the message says why and what to do
-  2   there is no such node, address or interface
+  2   there is no such node, address, interface, file or key
   3   not possible in this state (no leader, address cannot be hosted there ...)
   4   not done in time
   64  wrong arguments
@@ -112,6 +116,9 @@ pub enum Component {
     /// The daemon's log
     #[command(subcommand)]
     Log(Log),
+    /// Databases; their files can be looked into without a daemon
+    #[command(subcommand)]
+    Db(Db),
     /// The release
     Version,
     /// Prints completions for a shell
@@ -370,6 +377,7 @@ pub const COMPONENTS: [&str; 9] = [
     "process",
     "config",
     "log",
+    "db",
     "completions",
     "help",
 ];

@@ -50,6 +50,8 @@ pub struct Failure {
     pub code: String,
     /// What is wrong and what to do.
     pub message: String,
+    /// It stands in the JSON already, at the end of a list that was begun.
+    pub told: bool,
 }
 
 impl Failure {
@@ -59,6 +61,7 @@ impl Failure {
             exit,
             code: code.to_owned(),
             message: message.into(),
+            told: false,
         }
     }
 
