@@ -369,7 +369,7 @@ pub enum Log {
 }
 
 /// Words that begin a command of the new form. `ip`, `status` and `version` are old commands too.
-pub const COMPONENTS: [&str; 9] = [
+pub const COMPONENTS: [&str; 10] = [
     "cluster",
     "node",
     "ip",
