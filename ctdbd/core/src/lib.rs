@@ -8,6 +8,7 @@
 pub mod allocation;
 pub mod authority;
 pub mod coordinator;
+pub mod events;
 pub mod holder;
 pub mod leader;
 pub mod local;
