@@ -1,7 +1,7 @@
 //! The node daemon `ctdbd` and the command line `ctdb`: the shell around the pure cores.
 //!
 //! Rooms: [`transport`] (links to the other nodes), [`liveness`] (the detector thread),
-//! [`failover`] (addresses on this host), [`guard`] (what happens when the daemon dies),
+//! [`events`] (scripts), [`failover`] (addresses on this host), [`guard`] (what happens when the daemon dies),
 //! [`api`] (HTTP over Unix sockets), [`cli`] (the command line), [`config`], [`process`],
 //! [`log`], and [`daemon`], which puts them together.
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod events;
 pub mod failover;
 pub mod guard;
 pub mod liveness;

@@ -1,0 +1,128 @@
+//! Which events run beside each other and which wait (`spec/cluster.md` 4.3).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ctdb_wire::ids::BootTime;
+
+use super::{Asker, Effect, Event};
+
+/// Address events that run at a time.
+pub const PARALLEL: usize = 8;
+/// Events that wait; more are refused. A node can be given every address at once.
+pub const MAX_WAITING: usize = 2 * ctdb_wire::ids::MAX_ADDRESSES;
+/// An event that has waited this many of its limits is given up.
+pub const PATIENCE: u32 = 10;
+
+/// Number of a run of scripts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RunId(pub u64);
+
+/// An event that is to run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Order {
+    pub(super) asker: Asker,
+    pub(super) event: Event,
+    pub(super) limit: Option<Duration>,
+    pub(super) all: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Queue {
+    last: u64,
+    running: BTreeMap<RunId, Order>,
+    waiting: VecDeque<(BootTime, Order)>,
+}
+
+impl Queue {
+    /// Puts it at the end; gives it back at the bound.
+    pub(super) fn push(&mut self, now: BootTime, order: Order) -> Result<(), Order> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(order);
+        }
+        self.waiting.push_back((now, order));
+        Ok(())
+    }
+
+    /// Nothing runs or waits.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Starts one without waiting.
+    pub(super) fn begin(&mut self, _now: BootTime, order: Order, out: &mut Vec<Effect>) -> RunId {
+        self.last += 1;
+        let run = RunId(self.last);
+        out.push(Effect::Run {
+            run,
+            event: order.event.clone(),
+            limit: order.limit,
+            all: order.all,
+        });
+        self.running.insert(run, order);
+        run
+    }
+
+    /// Its end is not waited for.
+    pub(super) fn forget(&mut self, run: RunId) {
+        self.running.remove(&run);
+    }
+
+    pub(super) fn ended(&mut self, run: RunId) -> Option<Order> {
+        self.running.remove(&run)
+    }
+
+    /// Those that waited too long.
+    pub(super) fn expire(&mut self, now: BootTime) -> Vec<Order> {
+        let late = |(since, order): &(BootTime, Order)| {
+            order
+                .limit
+                .is_some_and(|limit| now.since(*since) >= limit * PATIENCE)
+        };
+        if !self.waiting.iter().any(late) {
+            return Vec::new();
+        }
+        let (late, stay) = self.waiting.drain(..).partition(late);
+        self.waiting = stay;
+        late.into_iter()
+            .map(|(_, order): (BootTime, Order)| order)
+            .collect()
+    }
+
+    pub(super) fn drop_waiting(&mut self) -> Vec<Order> {
+        self.waiting.drain(..).map(|(_, order)| order).collect()
+    }
+
+    /// Starts what may start. The first that may not holds up everything behind it, but for
+    /// address events of other addresses.
+    pub(super) fn start(&mut self, now: BootTime, recovering: bool, out: &mut Vec<Effect>) {
+        let mut held: Vec<String> = Vec::new();
+        let mut at = 0;
+        while let Some((_, order)) = self.waiting.get(at) {
+            let address = order.event.of_address().map(str::to_owned);
+            let may = match &address {
+                None => self.running.is_empty() && at == 0,
+                Some(address) => {
+                    let mut others = self.running.values();
+                    others.all(|other| other.event.of_address().is_some_and(|one| one != address))
+                        && self.running.len() < PARALLEL
+                        && !held.contains(address)
+                }
+            };
+            if may && !(recovering && !order.event.during_recovery()) {
+                if let Some((_, order)) = self.waiting.remove(at) {
+                    self.begin(now, order, out);
+                }
+                continue;
+            }
+            match address {
+                // Those of other addresses may pass it, within what is looked at in one step.
+                Some(address) if held.len() < PARALLEL && self.running.len() < PARALLEL => {
+                    held.push(address);
+                }
+                _ => return,
+            }
+            at += 1;
+        }
+    }
+}

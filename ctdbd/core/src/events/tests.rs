@@ -1,0 +1,324 @@
+use super::*;
+use ctdb_wire::ids::Pnn;
+
+const LIMITS: Limits = Limits {
+    event: Duration::from_secs(30),
+    monitor_interval: Duration::from_secs(15),
+    monitor_timeouts: 3,
+};
+
+/// The machine with its shell: what runs, what was said.
+struct Node {
+    events: Events,
+    now: BootTime,
+    running: Vec<(RunId, String)>,
+    said: Vec<Effect>,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            events: Events::new(LIMITS),
+            now: BootTime::from_millis(1000),
+            running: Vec::new(),
+            said: Vec::new(),
+        }
+    }
+
+    /// Past its start-up, healthy.
+    fn healthy() -> Self {
+        let mut node = Self::new();
+        node.put(Input::Ready);
+        node.end("setup", Ending::Done);
+        node.put(Input::Serve);
+        for name in ["startrecovery", "recovered", "startup", "monitor"] {
+            node.end(name, Ending::Done);
+        }
+        node.said.clear();
+        node
+    }
+
+    fn put(&mut self, input: Input) {
+        for effect in self.events.handle(self.now, input) {
+            match effect {
+                Effect::Run { run, event, .. } => {
+                    let mut words = vec![event.name];
+                    words.extend(event.args);
+                    self.running.push((run, words.join(" ")));
+                }
+                Effect::Cancel(run) => self.running.retain(|(other, _)| *other != run),
+                other => self.said.push(other),
+            }
+        }
+    }
+
+    fn ask(&mut self, ask: u64, event: Event) {
+        self.put(Input::Ask {
+            ask,
+            event,
+            limit: None,
+            all: false,
+        });
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now = self.now + Duration::from_secs(seconds);
+        self.put(Input::Tick);
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.running.iter().map(|(_, name)| name.as_str()).collect()
+    }
+
+    fn end(&mut self, name: &str, ending: Ending) {
+        let at = self.running.iter().position(|(_, one)| one == name);
+        let at = at.unwrap_or_else(|| panic!("{name} does not run: {:?}", self.names()));
+        let (run, _) = self.running.remove(at);
+        self.put(Input::Ended(run, ending));
+    }
+
+    fn answer(&self, ask: u64) -> Option<&Ending> {
+        self.said.iter().find_map(|effect| match effect {
+            Effect::Answer { ask: one, ending } if *one == ask => Some(ending),
+            _ => None,
+        })
+    }
+}
+
+fn failed() -> Ending {
+    Ending::Failed {
+        script: "50.samba".to_owned(),
+        why: "exit code 1".to_owned(),
+    }
+}
+
+fn takeip(number: u8) -> Event {
+    Event::address("takeip", "eth0", IpAddr::from([10, 0, 0, number]), 24)
+}
+
+#[test]
+fn start_up_in_its_order() {
+    let mut node = Node::new();
+    node.put(Input::Serve);
+    assert!(node.names().is_empty(), "before its set-up");
+    node.put(Input::Ready);
+    assert_eq!(node.names(), ["setup"]);
+    node.end("setup", Ending::Done);
+    node.put(Input::Serve);
+    assert_eq!(node.names(), ["startrecovery"]);
+    node.end("startrecovery", Ending::Done);
+    node.end("recovered", Ending::Done);
+    node.end("startup", failed());
+    node.wait(4);
+    assert!(node.names().is_empty());
+    node.wait(1);
+    node.end("startup", Ending::Done);
+    assert_eq!(node.names(), ["monitor"], "the first at once");
+    node.end("monitor", Ending::Done);
+    let reached: Vec<_> = node
+        .said
+        .iter()
+        .filter(|effect| {
+            matches!(
+                effect,
+                Effect::Reach(_) | Effect::Health(_) | Effect::Notify(_)
+            )
+        })
+        .cloned()
+        .collect();
+    assert_eq!(
+        reached,
+        [
+            Effect::Reach(RunState::Setup),
+            Effect::Reach(RunState::FirstRecovery),
+            Effect::Reach(RunState::Startup),
+            Effect::Reach(RunState::Running),
+            Effect::Health(Ok(())),
+            Effect::Notify("healthy"),
+        ]
+    );
+}
+
+#[test]
+fn a_failed_setup_ends_the_daemon() {
+    let mut node = Node::new();
+    node.put(Input::Ready);
+    node.end("setup", failed());
+    assert!(
+        node.said
+            .iter()
+            .any(|effect| matches!(effect, Effect::Fatal(text) if text.contains("50.samba"))),
+        "{:?}",
+        node.said
+    );
+}
+
+#[test]
+fn a_monitor_holds_up_nothing() {
+    let mut node = Node::healthy();
+    node.wait(5);
+    assert_eq!(node.names(), ["monitor"]);
+    node.ask(1, takeip(1));
+    assert_eq!(
+        node.names(),
+        ["takeip eth0 10.0.0.1 24"],
+        "monitor is given up"
+    );
+    node.ask(2, Event::plain("monitor"));
+    assert_eq!(node.answer(2), Some(&Ending::Cancelled));
+    node.wait(20);
+    assert_eq!(node.names().len(), 1, "none is begun beside another event");
+    node.end("takeip eth0 10.0.0.1 24", Ending::Done);
+    assert_eq!(node.answer(1), Some(&Ending::Done));
+    assert_eq!(node.names(), ["monitor"], "made up for");
+}
+
+#[test]
+fn addresses_do_not_wait_for_each_other() {
+    let mut node = Node::healthy();
+    for number in 1..=20 {
+        node.ask(u64::from(number), takeip(number));
+    }
+    node.ask(
+        30,
+        Event::address("releaseip", "eth0", IpAddr::from([10, 0, 0, 1]), 24),
+    );
+    node.ask(31, Event::plain("ipreallocated"));
+    node.ask(32, takeip(40));
+    assert_eq!(node.names().len(), PARALLEL);
+    assert!(
+        !node.names().contains(&"releaseip eth0 10.0.0.1 24"),
+        "in order for one address"
+    );
+    // One script hangs; the others go on.
+    for number in 2..=20 {
+        node.end(&format!("takeip eth0 10.0.0.{number} 24"), Ending::Done);
+    }
+    assert_eq!(
+        node.names(),
+        ["takeip eth0 10.0.0.1 24"],
+        "ipreallocated waits for all"
+    );
+    node.end("takeip eth0 10.0.0.1 24", Ending::TimedOut);
+    node.end("releaseip eth0 10.0.0.1 24", Ending::Done);
+    assert_eq!(node.names(), ["ipreallocated"]);
+    node.end("ipreallocated", Ending::Done);
+    assert_eq!(node.names(), ["takeip eth0 10.0.0.40 24"]);
+}
+
+#[test]
+fn health_follows_the_monitor() {
+    let mut node = Node::healthy();
+    node.wait(5);
+    for _ in 0..2 {
+        node.end("monitor", Ending::TimedOut);
+        node.wait(15);
+    }
+    assert!(node.said.is_empty(), "{:?}", node.said);
+    node.end("monitor", Ending::TimedOut);
+    assert!(matches!(&node.said[0], Effect::Health(Err(why)) if why.contains("3 times")));
+    assert_eq!(node.said[1], Effect::Notify("unhealthy"));
+    node.said.clear();
+    node.wait(4);
+    assert!(node.names().is_empty());
+    node.wait(1);
+    node.end("monitor", Ending::Done);
+    assert_eq!(
+        node.said,
+        [Effect::Health(Ok(())), Effect::Notify("healthy")]
+    );
+    node.said.clear();
+    node.wait(5);
+    node.end("monitor", failed());
+    assert_eq!(
+        node.said,
+        [
+            Effect::Health(Err("50.samba: exit code 1".to_owned())),
+            Effect::Notify("unhealthy")
+        ]
+    );
+}
+
+#[test]
+fn a_node_that_may_not_is_not_monitored() {
+    let mut node = Node::healthy();
+    node.put(Input::Situation {
+        active: false,
+        recovering: false,
+    });
+    node.wait(60);
+    assert!(node.names().is_empty());
+    node.put(Input::Situation {
+        active: true,
+        recovering: true,
+    });
+    node.ask(1, Event::plain("monitor-like"));
+    node.end("monitor-like", Ending::Done);
+    node.ask(2, Event::plain("recovered"));
+    assert!(matches!(node.answer(2), Some(Ending::Refused(_))));
+    node.ask(3, takeip(1));
+    assert!(
+        node.names().is_empty(),
+        "waits until the databases are back"
+    );
+    node.put(Input::Situation {
+        active: true,
+        recovering: false,
+    });
+    assert_eq!(node.names(), ["takeip eth0 10.0.0.1 24"]);
+}
+
+#[test]
+fn a_takeover_run_begins_and_ends_once() {
+    let mut node = Node::healthy();
+    let term = Term {
+        number: 1,
+        leader: Pnn::new(0).unwrap(),
+        session: ctdb_wire::ids::Incarnation(1),
+    };
+    let placed = |version, whole| Input::Placement {
+        term,
+        version,
+        whole,
+    };
+    node.put(placed(1, false));
+    node.put(placed(2, false));
+    assert_eq!(node.names(), ["startipreallocate"]);
+    node.end("startipreallocate", Ending::Done);
+    node.put(placed(2, true));
+    assert!(node.names().is_empty(), "an old placement says nothing");
+    node.put(placed(3, true));
+    assert_eq!(node.names(), ["ipreallocated"]);
+    node.end("ipreallocated", Ending::Done);
+    // Nobody can host one of them: the run ends all the same.
+    node.put(placed(4, false));
+    node.end("startipreallocate", Ending::Done);
+    node.wait(1);
+    assert_eq!(node.names(), ["ipreallocated"]);
+}
+
+#[test]
+fn waiting_is_bounded_in_time_and_number() {
+    let mut node = Node::healthy();
+    node.ask(1, Event::plain("reconfigure"));
+    node.ask(2, Event::plain("updatenatgw"));
+    node.wait(30 * u64::from(PATIENCE));
+    assert_eq!(node.answer(2), Some(&Ending::TimedOut));
+    for ask in 0..=MAX_WAITING as u64 {
+        node.ask(10 + ask, Event::plain("x"));
+    }
+    assert!(matches!(
+        node.answer(10 + MAX_WAITING as u64),
+        Some(Ending::Refused(_))
+    ));
+    node.put(Input::Shutdown);
+    assert_eq!(node.answer(10), Some(&Ending::Cancelled));
+    node.end("reconfigure", Ending::Done);
+    node.end("shutdown", failed());
+    assert!(node.said.contains(&Effect::Down));
+    assert!(
+        node.said
+            .iter()
+            .any(|effect| matches!(effect, Effect::Bad { event, .. } if event == "shutdown"))
+    );
+}
