@@ -4,11 +4,13 @@
 //! * [`heartbeat`]: the datagrams of the liveness path, fixed layout, no allocation.
 //! * [`peer`]: the frames of the encrypted stream between two nodes.
 //! * [`client`]: the protocol of the client socket, that of CTDB.
+//! * [`connections`]: the part of them that is about connections to public addresses.
 //! * [`api`]: the JSON shapes of the HTTP API, shared by daemon and command line.
 #![forbid(unsafe_code)]
 
 pub mod api;
 pub mod client;
+pub mod connections;
 pub mod heartbeat;
 pub mod ids;
 pub mod peer;
