@@ -24,6 +24,7 @@ pub mod client;
 pub mod cluster;
 pub mod configuration;
 mod db;
+pub mod event;
 pub mod failure;
 pub mod interface;
 pub mod ip;
@@ -190,7 +191,12 @@ fn new_form(
             if cli.global.json && !failure.told {
                 let _ = writeln!(out, "{:#}", failure.json(cli.global.node));
             }
-            let _ = writeln!(err, "ctdb: {failure}");
+            // An old command has said it all on standard output.
+            if failure.bare {
+                let _ = writeln!(err, "{failure}");
+            } else if !failure.message.is_empty() {
+                let _ = writeln!(err, "ctdb: {failure}");
+            }
             failure.exit.code()
         }
     }
@@ -229,6 +235,7 @@ fn component(
         Component::Ip(verb) => ip::run(&asking, verb),
         Component::Interface(verb) => interface::run(&asking, verb),
         Component::Process(verb) => process::run(&asking, verb),
+        Component::Event(verb) => event::run(&asking, verb, out),
         Component::Config(verb) => configuration::run(&asking, verb, &surroundings.paths),
         Component::Log(verb) => log::run(&asking, verb),
         Component::Db(verb) => db::run(&cli.global, verb, out, err).map(|()| String::new()),

@@ -6,6 +6,7 @@
 //! guard; the links; the API.
 
 mod actions;
+mod events;
 mod generation;
 mod history;
 mod node;
@@ -31,12 +32,15 @@ use tokio::sync::{mpsc, watch};
 
 use crate::api::{self, ApiConfig, ApiHandle, ApiStartError, Command};
 use crate::config::{self, Paths};
+use crate::events::socket::{self as event_socket, Wish};
+use crate::events::store::Store;
 use crate::failover::{self, Executor, FailoverError, Outcome};
 use crate::guard;
 use crate::liveness::{self, Detector, LivenessError};
 use crate::log::{Location, Log, LogError};
 use crate::process::{self, Children, PidFile, PidFileError};
 use crate::transport::{LinkEvent, Transport, TransportError};
+use events::Finished;
 use node::{Node, Parts};
 use settings::Settings;
 
@@ -90,6 +94,9 @@ pub enum DaemonError {
     /// Links.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// `init` or `setup` failed.
+    #[error("{0}; `ctdb event status legacy` and the log show what the script said")]
+    Event(String),
     /// The system.
     #[error("{doing}: {source}")]
     System {
@@ -124,7 +131,7 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
     }
     let config = config.ok_or(DaemonError::Configuration)?;
     let dump = link::dump().map_err(FailoverError::from)?;
-    let settings = Settings::new(&config, &dump)?;
+    let settings = Settings::new(&config, &dump, options.interactive)?;
     if !options.interactive && !options.background_child {
         return process::into_background().map_err(system("cannot start in the background"));
     }
@@ -149,12 +156,14 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
         .build()
         .map_err(system("cannot start the main loop"))?;
     let ended = runtime.block_on(async {
-        let daemon = Daemon::start(settings, log)?;
+        let (children, store) = (Children::default(), Store::default());
+        let init = settings.events.init(children.clone(), &store).await;
+        init.map_err(DaemonError::Event)?;
+        let daemon = Daemon::start(settings, log, children, store)?;
         if options.background_child {
             process::say_ready().map_err(system("cannot tell the starting process"))?;
         }
-        daemon.main_loop().await;
-        Ok(ExitCode::SUCCESS)
+        daemon.main_loop().await
     });
     drop(pid_file);
     ended
@@ -187,6 +196,9 @@ struct Daemon {
     links: mpsc::Receiver<LinkEvent>,
     outcomes: mpsc::Receiver<Outcome>,
     commands: mpsc::Receiver<Command>,
+    finished: mpsc::Receiver<Finished>,
+    wishes: mpsc::Receiver<Wish>,
+    event_socket: (PathBuf, tokio::task::JoinHandle<()>),
     watch: Option<link::Watch>,
     api: ApiHandle,
     deadman: Arc<Deadman>,
@@ -197,7 +209,12 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(settings: Settings, log: Log) -> Result<Self, DaemonError> {
+    fn start(
+        settings: Settings,
+        log: Log,
+        children: Children,
+        store: Store,
+    ) -> Result<Self, DaemonError> {
         let incarnation = draw_incarnation()?;
         tracing::warn!(
             node = %settings.me, release = settings.release, profile = settings.profile,
@@ -258,29 +275,44 @@ impl Daemon {
             },
             local.info(),
         );
-        let mut node = Node::new(Parts {
-            me: settings.me,
-            incarnation,
-            quorum: settings.quorum,
-            port: settings.port,
-            nodes: settings.nodes.clone(),
-            local_nets: settings.local_nets.clone(),
-            local,
-            coordinator,
-            detector,
-            transport,
-            executor,
-            children: Children::default(),
-            deadman: Some(Arc::clone(&deadman)),
-            snapshot,
-            log,
-            log_level: settings.log_level,
-            cluster_lock: settings.cluster_lock.clone(),
-            builtin: settings.builtin,
-            tunables: settings.tunables.clone(),
-            config: Arc::clone(&settings.config),
-            reload: settings.reload.clone(),
-        });
+        let (finish, finished) = mpsc::channel(events::FINISHED);
+        let node_events = events::NodeEvents::new(
+            settings.events.clone(),
+            children.clone(),
+            store.clone(),
+            finish,
+        );
+        let (wish, wishes) = mpsc::channel(COMMANDS);
+        let socket = settings.events.socket.clone();
+        let listener = event_socket::bind(&socket).map_err(system("the event socket"))?;
+        let serve = event_socket::serve(listener, settings.events.context(store, wish));
+        let event_socket = (socket, tokio::spawn(serve));
+        let mut node = Node::new(
+            Parts {
+                me: settings.me,
+                incarnation,
+                quorum: settings.quorum,
+                port: settings.port,
+                nodes: settings.nodes.clone(),
+                local_nets: settings.local_nets.clone(),
+                local,
+                coordinator,
+                detector,
+                transport,
+                executor,
+                children,
+                deadman: Some(Arc::clone(&deadman)),
+                snapshot,
+                log,
+                log_level: settings.log_level,
+                cluster_lock: settings.cluster_lock.clone(),
+                builtin: settings.builtin,
+                tunables: settings.tunables.clone(),
+                config: Arc::clone(&settings.config),
+                reload: settings.reload.clone(),
+            },
+            node_events,
+        );
         node.input(coordinator::Input::Policy(settings.policy));
         node.step();
         let api = api::start(
@@ -301,6 +333,9 @@ impl Daemon {
             links,
             outcomes,
             commands,
+            finished,
+            wishes,
+            event_socket,
             watch,
             api,
             deadman,
@@ -313,7 +348,8 @@ impl Daemon {
     }
 
     /// Until it is told to stop; then the orderly end.
-    async fn main_loop(mut self) {
+    async fn main_loop(mut self) -> Result<ExitCode, DaemonError> {
+        self.node.event(ctdb_core::events::Input::Ready);
         notify(&[sd_notify::NotifyState::Ready]);
         let mut tick = tokio::time::interval(node::TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -328,11 +364,26 @@ impl Daemon {
                     stop::Stopping::begin()
                 });
                 if stopping.is_over(&self.node, &self.settings) {
+                    // Services end after the addresses have gone.
+                    self.node.event(ctdb_core::events::Input::Shutdown);
+                }
+                if self.node.events.down {
                     break;
                 }
             }
+            if self.node.events.fatal.is_some() {
+                break;
+            }
         }
+        let fatal = self.node.events.fatal.take();
         self.end().await;
+        match fatal {
+            Some(text) => {
+                tracing::error!("{text}");
+                Err(DaemonError::Event(text))
+            }
+            None => Ok(ExitCode::SUCCESS),
+        }
     }
 
     /// Waits for one thing to happen and takes it in.
@@ -358,6 +409,8 @@ impl Daemon {
                 self.node.tick();
                 notify(&[sd_notify::NotifyState::Watchdog]);
             }
+            Some(finished) = self.finished.recv() => self.node.event_finished(finished),
+            Some(wish) = self.wishes.recv() => self.node.event_wish(wish),
             Some(command) = self.commands.recv() => self.node.command(command),
             result = links => match result {
                 Ok(()) => self.node.parts.executor.submit(failover::Job::Rescan),

@@ -1,6 +1,7 @@
-//! What needs more than one room: the simulator of whole clusters of the pure cores, and the
-//! laboratory of network namespaces with real daemons and services.
+//! What needs more than one room: the simulator of whole clusters of the pure cores, the
+//! laboratory of network namespaces with real daemons and services, and the fuzz targets.
 #![forbid(unsafe_code)]
 
+pub mod fuzz;
 pub mod lab;
 pub mod sim;

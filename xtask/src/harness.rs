@@ -108,6 +108,8 @@ pub struct Plan<'a> {
     pub limit: Duration,
     /// Print each test as it ends, not only failures.
     pub each: bool,
+    /// Tests that can go on for longer do (`CTDB_SOAK`).
+    pub soak: bool,
 }
 
 /// Runs a program to its end or to the limit.
@@ -119,6 +121,7 @@ pub fn run(program: &TestProgram, plan: &Plan<'_>) -> Result<Outcome> {
         .current_dir(&program.folder)
         .env("CARGO_MANIFEST_DIR", &program.folder)
         .env("CARGO_PKG_NAME", &program.package)
+        .envs(plan.soak.then_some(("CTDB_SOAK", "1")))
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut child = command

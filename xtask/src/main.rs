@@ -40,7 +40,13 @@ enum Command {
     Bench(Rest),
     /// Run whole clusters of the pure cores in virtual time, from seeds
     Simulate(Rest),
-    /// Repeat simulation and namespace tests for a long time
+    /// Feed a fuzz target with changed inputs; without a name, list the targets
+    ///
+    /// The targets stand in `tests/src/fuzz/targets`, one file per room, their inputs in
+    /// `tests/corpus`; the head of `tests/src/fuzz.rs` says how to add one. The test command runs
+    /// each for half a minute, `soak` for ten minutes.
+    Fuzz(Rest),
+    /// Repeat fuzzing, differential tests, simulation and namespace tests for a long time
     Soak(soak::Options),
     /// Open a shell in a running namespace cluster
     Lab(Rest),
@@ -101,6 +107,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             setup::require(&Need::ALL)?;
             cargo::exec_built("bench", &rest.words, cargo::Profile::Release)
         }
+        Command::Fuzz(rest) => cargo::exec_built("fuzz", &rest.words, cargo::Profile::Release),
         Command::Simulate(rest) => {
             setup::packages()?;
             cargo::exec_built("simulate", &rest.words, cargo::Profile::Release)

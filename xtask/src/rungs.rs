@@ -49,6 +49,7 @@ impl Rung {
             program.target.as_str(),
         ) {
             ("ctdb-tests", "test", "simulation") => Self::Simulation,
+            ("ctdb-tests", "test", "fuzz") => Self::Fast,
             ("ctdb-tests", "test", target) if target.starts_with("samba") => Self::Samba,
             ("ctdb-tests", "test", _) => Self::Namespaces,
             _ => Self::Fast,
@@ -223,6 +224,7 @@ fn run_program(
         filter,
         limit,
         each: rung != Rung::Fast,
+        soak: false,
     };
     match harness::run(program, &plan) {
         Ok(outcome) => {
@@ -357,6 +359,7 @@ mod tests {
             Rung::of(&program("ctdb-tests", "test", "simulation")),
             Rung::Simulation
         );
+        assert_eq!(Rung::of(&program("ctdb-tests", "test", "fuzz")), Rung::Fast);
         assert_eq!(
             Rung::of(&program("ctdb-tests", "test", "failover")),
             Rung::Namespaces

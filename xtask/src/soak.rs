@@ -1,5 +1,6 @@
-//! `cargo xtask soak`: simulation with ever new seeds, then the namespace and Samba tests, again
-//! and again until the time is up.
+//! `cargo xtask soak`: fuzz targets for ten minutes each, the differential tests of the database
+//! engine, simulation with ever new seeds, then the namespace and Samba tests, again and again until
+//! the time is up.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -24,7 +25,10 @@ pub struct Options {
 }
 
 /// Longest time of one test program in a round.
-const LIMIT: Duration = Duration::from_mins(30);
+const LIMIT: Duration = Duration::from_hours(2);
+
+/// Test programs of the fast rung that go on for longer when they are told to.
+const LONG: [&str; 2] = ["differential", "fuzz"];
 
 /// Runs rounds until the time is up or, unless told otherwise, something fails.
 pub fn soak(options: &Options) -> Result<ExitCode> {
@@ -34,19 +38,20 @@ pub fn soak(options: &Options) -> Result<ExitCode> {
     let chosen: Vec<&TestProgram> = built
         .tests
         .iter()
-        .filter(|p| Rung::of(p) != Rung::Fast)
+        .filter(|p| Rung::of(p) != Rung::Fast || LONG.contains(&p.target.as_str()))
         .collect();
     let start = Instant::now();
     let (mut rounds, mut failures) = (0_u64, 0_u64);
     loop {
         rounds += 1;
         for program in &chosen {
-            let alone = Rung::of(program) != Rung::Simulation;
+            let alone = matches!(Rung::of(program), Rung::Namespaces | Rung::Samba);
             let plan = Plan {
                 threads: alone.then_some(1),
                 filter: None,
                 limit: LIMIT,
                 each: false,
+                soak: true,
             };
             let outcome = harness::run(program, &plan)?;
             let failed = outcome

@@ -303,6 +303,7 @@ impl Coordinator {
             }
             PeerFrame::Ping
             | PeerFrame::Goodbye
+            | PeerFrame::Connections(_)
             | PeerFrame::Request { .. }
             | PeerFrame::Reply { .. } => {}
         }

@@ -202,14 +202,13 @@ impl Local {
     }
 
     /// The right and the leader as the detector sees them. When both are there for the first time
-    /// the node begins to serve; true then. Checks of services follow with the events.
+    /// services are started ([`crate::events`]); true then.
     pub fn observe(&mut self, right: bool, leader: bool) -> bool {
-        let waits = self.run_state >= RunState::FirstRecovery && self.run_state < RunState::Running;
+        let waits = self.run_state == RunState::FirstRecovery;
         if !(waits && right && leader) {
             return false;
         }
-        self.run_state = RunState::Running;
-        self.set_health(Ok(()));
+        self.run_state = RunState::Startup;
         true
     }
 

@@ -201,6 +201,23 @@ mod tests {
                 })
                 .unwrap(),
             ),
+            (
+                "Events",
+                serde_json::to_value(EventsView {
+                    events: vec![EventRunView {
+                        scripts: vec![EventScriptView::default()],
+                        ..EventRunView::default()
+                    }],
+                })
+                .unwrap(),
+            ),
+            (
+                "Scripts",
+                serde_json::to_value(ScriptsView {
+                    scripts: vec![ScriptView::default()],
+                })
+                .unwrap(),
+            ),
             ("Done", serde_json::to_value(Done::default()).unwrap()),
             (
                 "Error",

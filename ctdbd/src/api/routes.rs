@@ -188,6 +188,20 @@ struct LevelBody {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct EventBody {
+    args: Option<Vec<String>>,
+    seconds: Option<u32>,
+    all: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScriptBody {
+    enable: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct CapabilitiesBody {
     leader: Option<bool>,
     lmaster: Option<bool>,
@@ -368,6 +382,64 @@ pub const ROUTES: &[Route] = &[
                 ))
             })?;
             act(Action::Process { id })
+        },
+    ),
+    get("/v1/events", "Events", "The last run of each event", |_| {
+        act(Action::Events { history: false })
+    }),
+    get(
+        "/v1/events/history",
+        "Events",
+        "The last runs of all events, the oldest first",
+        |_| act(Action::Events { history: true }),
+    ),
+    get(
+        "/v1/events/status/{component}/{event}",
+        "Event",
+        "The last run of one event, with what its scripts printed",
+        |input| {
+            act(Action::EventStatus {
+                component: input.segment(0).to_owned(),
+                event: input.segment(1).to_owned(),
+            })
+        },
+    ),
+    post(
+        "/v1/events/run/{component}/{event}",
+        Some("EventRun"),
+        "Run an event; answered when its scripts have ended",
+        |input| {
+            let body: EventBody = input.json()?;
+            act(Action::EventRun {
+                component: input.segment(0).to_owned(),
+                event: input.segment(1).to_owned(),
+                args: body.args.unwrap_or_default(),
+                seconds: body.seconds,
+                all: body.all.unwrap_or(false),
+            })
+        },
+    ),
+    get(
+        "/v1/events/scripts/{component}",
+        "Scripts",
+        "Scripts of a component, shipped ones first",
+        |input| {
+            act(Action::EventScripts {
+                component: input.segment(0).to_owned(),
+            })
+        },
+    ),
+    post(
+        "/v1/events/scripts/{component}/{script}",
+        Some("EventScript"),
+        "Enable or disable a script, from the next event on",
+        |input| {
+            let body: ScriptBody = input.json()?;
+            act(Action::EventScript {
+                component: input.segment(0).to_owned(),
+                script: input.segment(1).to_owned(),
+                enable: body.enable,
+            })
         },
     ),
     get(
@@ -625,6 +697,30 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
         Action::History => get("/v1/cluster/history"),
         Action::Processes => get("/v1/processes"),
         Action::Process { id } => get(&format!("/v1/processes/{id}")),
+        Action::Events { history: false } => get("/v1/events"),
+        Action::Events { history: true } => get("/v1/events/history"),
+        Action::EventStatus { component, event } => {
+            get(&below("/v1/events/status", &[component, event]))
+        }
+        Action::EventRun {
+            component,
+            event,
+            args,
+            seconds,
+            all,
+        } => post(
+            &below("/v1/events/run", &[component, event]),
+            serde_json::json!({"args": args, "seconds": seconds, "all": all}),
+        ),
+        Action::EventScripts { component } => get(&below("/v1/events/scripts", &[component])),
+        Action::EventScript {
+            component,
+            script,
+            enable,
+        } => post(
+            &below("/v1/events/scripts", &[component, script]),
+            serde_json::json!({"enable": enable}),
+        ),
         Action::Plan => get("/v1/ips/plan"),
         Action::Why { address } => get(&format!("/v1/ips/{address}/why")),
         Action::Capabilities { leader, lmaster } => post(
@@ -633,6 +729,13 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
         ),
         Action::Read { path } => get(path),
     }
+}
+
+/// A path with variable segments at its end.
+fn below(path: &str, segments: &[&str]) -> String {
+    segments.iter().fold(path.to_owned(), |path, segment| {
+        path + "/" + &encode_segment(segment)
+    })
 }
 
 /// The variable segments of `path` if it fits `pattern`.

@@ -107,6 +107,9 @@ pub enum Component {
     /// Network interfaces that carry public addresses
     #[command(subcommand)]
     Interface(Interface),
+    /// Events and their scripts
+    #[command(subcommand)]
+    Event(Event),
     /// Child processes of the daemon: event scripts, lock helpers and others
     #[command(subcommand)]
     Process(Process),
@@ -297,6 +300,80 @@ pub enum Interface {
     },
 }
 
+/// `ctdb event`
+#[derive(Subcommand, Debug)]
+pub enum Event {
+    /// The last run of each event
+    List,
+    /// The last runs of all events, the newest at the end
+    History {
+        /// Only the last N
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
+    },
+    /// Runs as they end, until it is interrupted
+    Tail {
+        /// So many that have ended already, first
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        lines: usize,
+    },
+    /// Run an event now
+    #[command(
+        long_about = "Runs the scripts of an event on this node (or that of -n) and waits for \
+            their end. Exits 0 if all succeeded, 8 if one failed, 46 if the time was over, 61 if \
+            it was given up for another event.",
+        after_help = "Example:\n  ctdb event run 30 legacy monitor"
+    )]
+    Run {
+        /// Seconds for all scripts together; 0: no limit
+        timeout: u32,
+        /// Component, a directory below /etc/ctdb/events
+        component: String,
+        /// Event
+        event: String,
+        /// Its arguments
+        args: Vec<String>,
+        /// Go on behind a script that fails
+        #[arg(long)]
+        all: bool,
+    },
+    /// What the scripts of the last run said, and how long they took
+    #[command(after_help = "Example:\n  ctdb event status legacy monitor")]
+    Status {
+        /// Component
+        component: String,
+        /// Event
+        event: String,
+    },
+    /// Scripts: show them, enable, disable
+    #[command(subcommand)]
+    Script(EventScript),
+}
+
+/// `ctdb event script`
+#[derive(Subcommand, Debug)]
+pub enum EventScript {
+    /// Shipped ones and own ones; `*` marks those that are run
+    List {
+        /// Component
+        component: String,
+    },
+    /// Have a script run, from the next event on
+    Enable {
+        /// Component
+        component: String,
+        /// Script, such as 50.samba
+        script: String,
+    },
+    /// Have it run no more
+    Disable {
+        /// Component
+        component: String,
+        /// Script
+        script: String,
+    },
+}
+
 /// `ctdb process`
 #[derive(Subcommand, Debug)]
 pub enum Process {
@@ -369,11 +446,12 @@ pub enum Log {
 }
 
 /// Words that begin a command of the new form. `ip`, `status` and `version` are old commands too.
-pub const COMPONENTS: [&str; 10] = [
+pub const COMPONENTS: [&str; 11] = [
     "cluster",
     "node",
     "ip",
     "interface",
+    "event",
     "process",
     "config",
     "log",

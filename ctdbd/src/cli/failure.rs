@@ -15,6 +15,8 @@ pub enum Exit {
     TimedOut,
     /// 64: wrong arguments.
     Usage,
+    /// As an old command ends.
+    Code(u8),
 }
 
 impl Exit {
@@ -26,6 +28,7 @@ impl Exit {
             Self::NotNow => 3,
             Self::TimedOut => 4,
             Self::Usage => 64,
+            Self::Code(code) => code,
         }
     }
 
@@ -52,6 +55,8 @@ pub struct Failure {
     pub message: String,
     /// It stands in the JSON already, at the end of a list that was begun.
     pub told: bool,
+    /// The message is an old command's and stands alone, without the program's name.
+    pub bare: bool,
 }
 
 impl Failure {
@@ -62,7 +67,15 @@ impl Failure {
             code: code.to_owned(),
             message: message.into(),
             told: false,
+            bare: false,
         }
+    }
+
+    /// With a message that stands alone.
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
     }
 
     /// The object that `--json` prints on standard output (`spec/cli.md` 7.1).

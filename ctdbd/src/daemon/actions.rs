@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ctdb_core::allocation::{self, Problem};
 use ctdb_core::coordinator::Input;
+use ctdb_core::events::Event;
 use ctdb_core::leader::Know;
 use ctdb_core::local::LocalError;
 use ctdb_wire::api::{
@@ -31,7 +32,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// Actions and forwarded requests that may be under way at a time; more are refused.
 const MAX_PENDING: usize = 256;
 
-type Answer = Result<Value, ApiError>;
+pub(super) type Answer = Result<Value, ApiError>;
 
 /// Who gets an answer.
 pub(super) enum Reply {
@@ -92,6 +93,11 @@ pub(super) struct Actions {
 }
 
 impl Actions {
+    /// An answer that came later.
+    pub(super) fn answer(&mut self, reply: Reply, answer: Answer) {
+        self.ready.push((reply, answer));
+    }
+
     /// The link with a peer is gone: what it was asked stays unanswered.
     pub(super) fn lost(&mut self, pnn: Pnn) {
         let lost: Vec<u64> = self
@@ -325,6 +331,25 @@ impl Node {
                     format!("there is no process {id} in the list; `ctdb process list` shows it"),
                 )),
             },
+            Action::Events { history } => json(&self.events.store.list(history)),
+            Action::EventStatus { component, event } => self.event_status(&component, &event),
+            Action::EventScripts { component } => self.event_scripts(&component),
+            Action::EventScript {
+                component,
+                script,
+                enable,
+            } => self.event_script(&component, &script, enable),
+            Action::EventRun {
+                component,
+                event,
+                args,
+                seconds,
+                all,
+            } => {
+                let event = Event { name: event, args };
+                let limit = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+                return self.event_run(&component, event, limit, all, reply);
+            }
             Action::Plan => self.plan(),
             Action::Why { address } => self.why(address),
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ctdb_core::authority::Books;
 use ctdb_core::coordinator::{Coordinator, Effect, Input};
+use ctdb_core::events;
 use ctdb_core::holder::Work;
 use ctdb_core::local::Local;
 use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::actions::Actions;
+use super::events::NodeEvents;
 use super::generation::Generation;
 use super::history::History;
 use super::paths;
@@ -67,6 +69,7 @@ pub(super) struct Node {
     pub(super) parts: Parts,
     pub(super) actions: Actions,
     pub(super) history: History,
+    pub(super) events: NodeEvents,
     generation: Generation,
     started_at: f64,
     /// Inputs that follow from what was just done.
@@ -84,8 +87,9 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(super) fn new(parts: Parts, events: NodeEvents) -> Self {
         let mut node = Self {
+            events,
             actions: Actions::default(),
             history: History::default(),
             generation: Generation::default(),
@@ -100,7 +104,7 @@ impl Node {
             warned_alone: false,
             parts,
         };
-        node.parts.local.advance(RunState::FirstRecovery);
+        node.parts.local.advance(RunState::Init);
         node
     }
 
@@ -118,6 +122,8 @@ impl Node {
                 break;
             }
         }
+        self.follow_events();
+        self.settle_inputs(now);
         self.tell_eligible();
         self.tell_books(now);
         self.follow_generation(now);
@@ -140,6 +146,7 @@ impl Node {
         }
         self.parts.executor.flush();
         self.flush_unsaid();
+        self.event(events::Input::Tick);
         self.inputs.push_back(Input::Tick);
     }
 
@@ -162,8 +169,9 @@ impl Node {
         let status = self.parts.detector.status();
         let (right, leader) = (status.right_until.is_some(), status.leader.is_some());
         if self.parts.local.observe(right, leader) {
-            tracing::warn!("Recovery complete; this node serves");
+            tracing::warn!("Recovery complete; services start");
             self.local_changed = true;
+            self.event(events::Input::Serve);
         }
         let late = self
             .parts
@@ -241,12 +249,21 @@ impl Node {
                         results: failed,
                     });
                 }
-                if !placed.is_empty() {
+                if !self.parts.builtin {
+                    for place in placed {
+                        self.script_take(epoch, place.net, &place.interface);
+                    }
+                } else if !placed.is_empty() {
                     self.parts.executor.submit(Job::Take {
                         epoch,
                         slot,
                         addresses: placed,
                     });
+                }
+            }
+            Work::Release { addresses } if !self.parts.builtin => {
+                for address in addresses {
+                    self.script_release(address);
                 }
             }
             Work::Release { addresses } => self.parts.executor.submit(Job::Release { addresses }),
@@ -289,11 +306,14 @@ impl Node {
                 if !taken.is_empty() {
                     let text = format!("took over {} addresses", taken.len());
                     self.history.add("takeover", me, text, &taken, &phases);
+                    let carried = self.carried(&taken);
+                    self.told_taken(&carried);
                 }
                 self.local_changed = true;
                 self.inputs.push_back(Input::Taken { epoch, results });
             }
             Outcome::Released { addresses, phases } => {
+                let carried = self.carried(&addresses);
                 for address in &addresses {
                     let interface = self.parts.local.interface_of(*address).unwrap_or("?");
                     tracing::warn!("Release of IP {address} on interface {interface}");
@@ -303,6 +323,7 @@ impl Node {
                 self.history.add("release", me, text, &addresses, &phases);
                 self.local_changed = true;
                 self.inputs.push_back(Input::Released(addresses));
+                self.told_released(&carried);
             }
             Outcome::Removed {
                 addresses,
@@ -329,10 +350,24 @@ impl Node {
         }
     }
 
+    /// Network and interface of addresses that this node carries.
+    fn carried(&self, addresses: &[IpAddr]) -> Vec<(IpNet, String)> {
+        let local = &self.parts.local;
+        let net = |address: &IpAddr| {
+            let public = local
+                .addresses()
+                .iter()
+                .find(|one| one.net.addr() == *address)?;
+            Some((public.net, local.interface_of(*address)?.to_owned()))
+        };
+        addresses.iter().filter_map(net).collect()
+    }
+
     /// Addresses follow to interfaces whose link is up; the rest is the leader's decision.
     pub(super) fn links_changed(&mut self) {
         let moves = self.parts.local.relocate();
         if !moves.is_empty() {
+            self.told_moved(&moves);
             self.parts.executor.submit(Job::Relocate(moves));
         }
         self.local_changed();

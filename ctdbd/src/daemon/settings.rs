@@ -95,6 +95,7 @@ pub(super) struct Settings {
     pub(super) tunables: Vec<TunableView>,
     pub(super) config: Arc<ConfigView>,
     pub(super) reload: Reload,
+    pub(super) events: super::events::Settings,
 }
 
 fn public(addresses: &[config::PublicAddress]) -> Vec<PublicAddress> {
@@ -109,7 +110,11 @@ fn public(addresses: &[config::PublicAddress]) -> Vec<PublicAddress> {
 
 impl Settings {
     /// Takes a checked configuration and what is on the host's interfaces.
-    pub(super) fn new(config: &Config, dump: &Dump) -> Result<Self, SettingsError> {
+    pub(super) fn new(
+        config: &Config,
+        dump: &Dump,
+        interactive: bool,
+    ) -> Result<Self, SettingsError> {
         if config.cluster.authority != Authority::Majority {
             return Err(SettingsError::Authority(config.cluster.authority.name()));
         }
@@ -179,6 +184,11 @@ impl Settings {
             tunables: tunables(config),
             config: Arc::new(shown(config)),
             reload: reload(Arc::new(config.clone())),
+            events: super::events::Settings::new(
+                config,
+                config.failover.addresses == AddressMode::Builtin,
+                interactive,
+            ),
         })
     }
 

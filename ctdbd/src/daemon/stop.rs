@@ -111,6 +111,9 @@ impl Daemon {
             tracing::error!("not everything was taken away in time; the next daemon does it");
         }
         self.node.parts.children.shutdown(CHILDREN).await;
+        self.event_socket.1.abort();
+        // A left-over socket would only tell clients that nobody answers.
+        let _ = std::fs::remove_file(&self.event_socket.0);
         self.api.shutdown(Duration::from_secs(1)).await;
         // Ends its mutex in order, so that the guard goes without a word.
         self.node.parts.detector.stop();

@@ -463,6 +463,45 @@ pub enum Action {
         /// Its number in the list.
         id: u64,
     },
+    /// `GET /v1/events` and `GET /v1/events/history`.
+    Events {
+        /// All runs, not only the last of each event.
+        history: bool,
+    },
+    /// `GET /v1/events/status/{component}/{event}`.
+    EventStatus {
+        /// Component.
+        component: String,
+        /// Event.
+        event: String,
+    },
+    /// `POST /v1/events/run/{component}/{event}`; answered when it has ended.
+    EventRun {
+        /// Component.
+        component: String,
+        /// Event.
+        event: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// For all scripts together; 0: no limit; `None`: that of the configuration.
+        seconds: Option<u32>,
+        /// Scripts behind one that failed run too.
+        all: bool,
+    },
+    /// `GET /v1/events/scripts/{component}`.
+    EventScripts {
+        /// Component.
+        component: String,
+    },
+    /// `POST /v1/events/scripts/{component}/{script}`.
+    EventScript {
+        /// Component.
+        component: String,
+        /// Script.
+        script: String,
+        /// Enable, or disable.
+        enable: bool,
+    },
     /// `GET /v1/ips/plan`; arrives at the leader.
     Plan,
     /// `GET /v1/ips/{address}/why`; arrives at the leader.
@@ -505,6 +544,9 @@ impl Action {
                 | Self::History
                 | Self::Processes
                 | Self::Process { .. }
+                | Self::Events { .. }
+                | Self::EventStatus { .. }
+                | Self::EventScripts { .. }
                 | Self::Plan
                 | Self::Why { .. }
                 | Self::Read { .. }

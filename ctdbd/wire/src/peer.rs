@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::connections::{self, ConnectionFrame};
 use crate::ids::{Epoch, MAX_ADDRESSES, NodeFlags, OrderSeq, Pnn, RunState, Term};
 
 /// Longest encoded frame, in bytes: the largest is a full list of [`MAX_ADDRESSES`] addresses
@@ -53,6 +54,8 @@ pub enum PeerFrame {
     },
     /// The sender leaves in order: its addresses are handed over and its daemon is about to end.
     Goodbye,
+    /// Connections to public addresses.
+    Connections(ConnectionFrame),
 }
 
 /// A node's own view of itself (`spec/cluster.md` 2.1: each node is authoritative for its flags).
@@ -243,7 +246,7 @@ pub fn decode(bytes: &[u8]) -> Result<PeerFrame, FrameError> {
     Ok(frame)
 }
 
-fn bound(what: &'static str, count: usize, bound: usize) -> Result<(), FrameError> {
+pub(crate) fn bound(what: &'static str, count: usize, bound: usize) -> Result<(), FrameError> {
     if count > bound {
         Err(FrameError::Bound { what, count, bound })
     } else {
@@ -292,6 +295,7 @@ fn check(frame: &PeerFrame) -> Result<(), FrameError> {
             Ok(text) => bound("reply", text.len(), MAX_TEXT * 3),
             Err(error) => bound("error", error.message.len() + error.code.len(), MAX_TEXT),
         },
+        PeerFrame::Connections(frame) => connections::check(frame),
     }
 }
 

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ctdb_wire::api::{
-    AddressView, DaemonView, Done, InterfacesView, NodeVerb, NodeView, NodesView, Snapshot,
-    TunablesView,
+    AddressView, DaemonView, Done, EventRunView, InterfacesView, NodeVerb, NodeView, NodesView,
+    Snapshot, TunablesView,
 };
 use ctdb_wire::ids::{NodeFlags, RunState};
 use jiff::tz::TimeZone;
@@ -16,6 +16,7 @@ use super::{End, Tool};
 use crate::api::routes::encode_segment;
 use crate::cli::RELEASE;
 use crate::cli::client::ClientError;
+use crate::cli::event;
 use crate::log::LogLevel;
 
 type Result = std::result::Result<u8, End>;
@@ -42,6 +43,31 @@ pub(super) fn status(tool: &mut Tool, args: &[String]) -> Result {
         text::status(&snapshot, tool.style())
     };
     tool.print(&text)
+}
+
+/// Always exit code 0 (`spec/cli.md` 6.9).
+pub(super) fn script_status(tool: &mut Tool, args: &[String]) -> Result {
+    let event = at_most_one(args)?.unwrap_or("monitor");
+    let path = format!("/v1/events/status/legacy/{}", encode_segment(event));
+    match tool.client.get::<EventRunView>(&path) {
+        Ok(view) => tool.print(&event::status(&view, &TimeZone::system())),
+        Err(ClientError::Refused(error)) if error.code == "never_ran" => {
+            tool.print(&format!("Event {event} has never run in legacy\n"))
+        }
+        Err(ClientError::Refused(error)) if error.code == "no_such_component" => {
+            tool.print("Event dir for legacy does not exist\n")
+        }
+        Err(ClientError::Connect { path, .. }) => {
+            let socket = path.with_file_name("eventd.socket");
+            tool.complain(&format!("socket connect failed - {}", socket.display()));
+            tool.complain("Failed to initialize event client, ret=5");
+            Ok(0)
+        }
+        Err(error) => {
+            tool.complain(&error.to_string());
+            Ok(0)
+        }
+    }
 }
 
 pub(super) fn node_status(tool: &mut Tool, args: &[String]) -> Result {

@@ -113,6 +113,15 @@ pub const COMMANDS: &[Command] = &[
     any("enable", "", "enable a node", commands::enable),
     any("stop", "", "stop a node", commands::stop),
     any("continue", "", "continue a stopped node", commands::start),
+    Command {
+        class: Class::WithoutDaemon,
+        ..any(
+            "scriptstatus",
+            "[event]",
+            "show event script status",
+            commands::script_status,
+        )
+    },
     any("ban", "<bantime>", "ban a node", commands::ban),
     any("unban", "", "unban a node", commands::unban),
     any("shutdown", "", "shutdown ctdb daemon", commands::shutdown),

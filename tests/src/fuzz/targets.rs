@@ -1,0 +1,4 @@
+//! The targets, by room.
+
+pub(super) mod db;
+pub(super) mod planted;
