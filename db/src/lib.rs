@@ -61,7 +61,7 @@
 //! Every offset, length and link is checked before use; lists are bounded and loops noticed; memory
 //! is asked for only after the file was found to have that many bytes, and within
 //! [`OpenOptions::max_record_len`]. A damaged or truncated file gives [`Error::Corrupt`].
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod check;
 #[cfg(test)]
@@ -73,10 +73,16 @@ mod handle;
 pub mod hash;
 mod lock;
 mod locking;
+mod map;
+mod mutex;
 mod open;
 mod read;
 pub mod record;
 mod recovery;
+mod robust;
+#[cfg(test)]
+mod robust_tests;
+mod sigbus;
 mod space;
 mod storage;
 mod transaction;
