@@ -84,9 +84,11 @@ pub enum Fault {
     /// The recovery area's content makes no sense.
     #[error("the recovery area is damaged")]
     BadRecovery,
-    /// The file is that long, but the bytes cannot be had: the medium failed, or is full where the
-    /// file has a hole.
-    #[error("the bytes cannot be read or written: the medium failed, or is full")]
+    /// The file is that long, but the bytes could not be had: the medium failed, is full where the
+    /// file has a hole, or the file was shorter for a moment.
+    #[error(
+        "the bytes cannot be read or written: the medium failed or is full, or the file was shorter for a moment"
+    )]
     Unreadable,
     /// A mutex's bytes are not those of one.
     #[error("the mutex area is damaged: a mutex there is none that libtdb makes")]
@@ -148,7 +150,9 @@ pub enum Error {
         path: PathBuf,
     },
     /// Robust process-shared mutexes do not work on this machine.
-    #[error("robust mutexes shared by processes do not work here: open the database without MUTEX_LOCKING")]
+    #[error(
+        "robust mutexes shared by processes do not work here: open the database without MUTEX_LOCKING"
+    )]
     NoMutexes,
     /// A mutex must be given back by the thread that took it.
     #[error("{lock} was taken by another thread, which must give it back")]

@@ -234,8 +234,11 @@ impl Map {
     /// The 16-bit word at `at`, for the state of the mutex area.
     pub(crate) fn half(&self, at: usize) -> Option<&AtomicU16> {
         let place = self.place(at, 2)?.cast::<AtomicU16>();
+        if !place.is_aligned() {
+            return None;
+        }
         // SAFETY: as in `word_at`.
-        place.is_aligned().then(|| unsafe { place.as_ref() })
+        Some(unsafe { place.as_ref() })
     }
 
     /// The address of `len` bytes, for the C library.

@@ -244,7 +244,7 @@ impl MutexArea {
             .as_ref()?
             .address(Self::offset(which), MUTEX_LEN)?
             .cast::<pthread_mutex_t>();
-        place.is_aligned().then(|| place.as_ptr())
+        place.is_aligned().then_some(place.as_ptr())
     }
 
     /// The mutex, if its bytes are those of one of ours.

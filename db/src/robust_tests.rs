@@ -10,7 +10,9 @@ use shuttle::sync::{Arc, Condvar, Mutex};
 use shuttle::thread;
 
 use crate::lock::{LockKind, Patience, Wait};
-use crate::robust::{Got, Mutexes, Which, lock_all, lock_one, may_upgrade, unlock_all, upgrade_all};
+use crate::robust::{
+    Got, Mutexes, Which, lock_all, lock_one, may_upgrade, unlock_all, upgrade_all,
+};
 
 const CHAINS: u32 = 2;
 
@@ -51,9 +53,9 @@ struct Model {
 }
 
 impl Model {
-    fn new() -> Arc<Self> {
+    fn new(chains: u32) -> Arc<Self> {
         Arc::new(Self {
-            mutexes: (0..CHAINS + 2).map(|_| Robust::default()).collect(),
+            mutexes: (0..chains + 2).map(|_| Robust::default()).collect(),
             state: AtomicU16::new(libc::F_UNLCK as u16),
             inside: Plain::default(),
             lives: Plain::default(),
@@ -189,7 +191,7 @@ impl Mutexes for Model {
     }
 
     fn chains(&self) -> u32 {
-        CHAINS
+        self.mutexes.len() as u32 - 2
     }
 }
 
@@ -218,8 +220,8 @@ fn store(model: &Model, chain: u32) -> Result<(), Refused> {
             return Err(Refused::Dead);
         }
     }
-    let freelist = lock_one(model, 0, write, true, &mut forever())
-        .and_then(|()| model.unlock(Which::Nth(0)));
+    let freelist =
+        lock_one(model, 0, write, true, &mut forever()).and_then(|()| model.unlock(Which::Nth(0)));
     model.change(|inside| inside.writers[chain as usize] -= 1);
     freelist?;
     model.unlock(Which::Nth(chain + 1))
@@ -270,7 +272,7 @@ type Job = fn(&Model) -> Result<(), Refused>;
 /// Runs `jobs` side by side, `mortal` of them with an end at a random step, and then looks whether
 /// everything can still be locked.
 fn run(jobs: &'static [Job], mortal: usize) {
-    let model = Model::new();
+    let model = Model::new(CHAINS);
     let threads: Vec<_> = jobs
         .iter()
         .enumerate()
@@ -278,7 +280,8 @@ fn run(jobs: &'static [Job], mortal: usize) {
             let model = Arc::clone(&model);
             thread::spawn(move || {
                 if i < mortal {
-                    let steps = shuttle::rand::Rng::gen_range(&mut shuttle::rand::thread_rng(), 0..16);
+                    let steps =
+                        shuttle::rand::Rng::gen_range(&mut shuttle::rand::thread_rng(), 0..16);
                     model.mortal(steps);
                 }
                 if job(&model) == Err(Refused::Dead) {
@@ -316,8 +319,20 @@ fn the_dead_hold_nothing_up() {
     shuttle::check_pct(|| run(&[commit, wipe, STORE_0, FETCH_0], 3), 3000, 4);
 }
 
-/// All orders of a short case, as far as the bound goes.
+/// Every order of a wipe and a read.
 #[test]
-fn all_orders_of_a_commit_and_a_fetch() {
-    shuttle::check_dfs(|| run(&[commit, FETCH_0], 0), Some(20_000));
+fn all_orders_of_a_wipe_and_a_read() {
+    shuttle::check_dfs(
+        || {
+            let model = Model::new(1);
+            let other = Arc::clone(&model);
+            let wiper = thread::spawn(move || wipe(&other).unwrap());
+            lock_one(&*model, 1, LockKind::Shared, false, &mut forever()).unwrap();
+            model.change(|inside| inside.readers[0] += 1);
+            model.inside.lock().unwrap().readers[0] -= 1;
+            model.unlock(Which::Nth(1)).unwrap();
+            wiper.join().unwrap();
+        },
+        None,
+    );
 }

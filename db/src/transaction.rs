@@ -255,7 +255,10 @@ impl Tdb {
     fn end(&mut self) -> Result<()> {
         self.storage.abandon();
         let running = self.running.take().unwrap_or_default();
-        let recovered = if running.prepared.is_some_and(|prepared| prepared.area.is_some()) {
+        let recovered = if running
+            .prepared
+            .is_some_and(|prepared| prepared.area.is_some())
+        {
             // Our own crash recovery, while we have the file to ourselves. It also makes what the
             // file grew by free space. If it fails the area stays armed, and the next to lock the
             // file does it.
@@ -425,7 +428,9 @@ impl Tdb {
                 former: 0,
             });
         }
+        // A file that was cut at an odd place: an area begins at the next offset where it may.
         let size = self.storage.size();
+        let size = size.checked_next_multiple_of(4).unwrap_or(size & !3);
         let mut former = 0;
         let at = match existing {
             Some((offset, record)) if record.end(offset) == Some(size) => offset,

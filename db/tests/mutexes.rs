@@ -277,7 +277,8 @@ fn the_second_to_open_keeps_the_mutexes_too() {
     let first = Peer::open(&path, OpenFlags::MUTEX_LOCKING, 7);
     let mut ours = open(&path, OpenFlags::MUTEX_LOCKING, 7);
     first.kill();
-    ours.chain_lock(b"a", LockKind::Exclusive, Wait::Try).unwrap();
+    ours.chain_lock(b"a", LockKind::Exclusive, Wait::Try)
+        .unwrap();
     let mut third = Peer::open(&path, OpenFlags::MUTEX_LOCKING, 7);
     assert_eq!(third.ask("chainlock_nonblock a"), "-1");
     ours.chain_unlock(b"a").unwrap();
@@ -291,7 +292,9 @@ fn the_second_to_open_keeps_the_mutexes_too() {
     peer.kill();
     let file = std::fs::File::open(&path).unwrap();
     let mut state = [0; 2];
-    open(&path, OpenFlags::MUTEX_LOCKING, 7).lock_all(LockKind::Exclusive).unwrap();
+    open(&path, OpenFlags::MUTEX_LOCKING, 7)
+        .lock_all(LockKind::Exclusive)
+        .unwrap();
     file.read_exact_at(&mut state, 208).unwrap();
     assert_eq!(state, [2, 0], "given back when the handle was dropped");
 }
@@ -303,13 +306,23 @@ fn a_dead_libtdb_holds_nothing() {
     let path = dir.path().join("m.tdb");
     let mut tdb = open(&path, FLAGS, 3);
     put(&mut tdb, "a", "1");
-    for lock in ["chainlock a", "lockall", "lockall_read", "transaction_start"] {
+    for lock in [
+        "chainlock a",
+        "lockall",
+        "lockall_read",
+        "transaction_start",
+    ] {
         // Tried after its death.
         let mut peer = Peer::open(&path, FLAGS, 3);
         peer.does(lock);
-        assert!(is_busy(tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try)));
+        assert!(is_busy(tdb.chain_lock(
+            b"a",
+            LockKind::Exclusive,
+            Wait::Try
+        )));
         peer.kill();
-        tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try).unwrap();
+        tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try)
+            .unwrap();
         tdb.chain_unlock(b"a").unwrap();
         // It dies while we wait.
         let mut peer = Peer::open(&path, FLAGS, 3);
@@ -413,7 +426,10 @@ fn our_death_frees_libtdb() {
     peer.does("store a 1");
     for lock in ["chain", "all", "read", "transaction", "prepared"] {
         let ours = ours_that_holds(lock, &path);
-        let (lock_all, chain) = (peer.ask("lockall_nonblock"), peer.ask("chainlock_nonblock a"));
+        let (lock_all, chain) = (
+            peer.ask("lockall_nonblock"),
+            peer.ask("chainlock_nonblock a"),
+        );
         assert_eq!((&*lock_all, &*chain), ("-1", "-1"), "{lock}");
         peer.send("chainlock a");
         thread::sleep(Duration::from_millis(30));
@@ -442,9 +458,10 @@ fn counters_of_both_sides_add_up() {
         let key = format!("count{}", i % 4);
         tdb.chain_lock(key.as_bytes(), LockKind::Exclusive, Wait::Forever)
             .unwrap();
-        let old = tdb.fetch(key.as_bytes()).unwrap().map_or(0, |v| {
-            String::from_utf8(v).unwrap().parse::<u64>().unwrap()
-        });
+        let old = tdb
+            .fetch(key.as_bytes())
+            .unwrap()
+            .map_or(0, |v| String::from_utf8(v).unwrap().parse::<u64>().unwrap());
         put(&mut tdb, &key, &(old + 1).to_string());
         tdb.chain_unlock(key.as_bytes()).unwrap();
         if i % 100 == 0 {
@@ -501,7 +518,8 @@ fn a_lock_is_given_back_by_the_thread_that_took_it() {
     let path = dir.path().join("m.tdb");
     let mut tdb = open(&path, FLAGS, 3);
     let mut other = open(&path, FLAGS, 3);
-    tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try).unwrap();
+    tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try)
+        .unwrap();
     let mut tdb = thread::spawn(move || {
         let error = tdb.chain_unlock(b"a").unwrap_err();
         assert!(matches!(error, Error::WrongThread { .. }), "{error}");
@@ -518,23 +536,36 @@ fn a_lock_is_given_back_by_the_thread_that_took_it() {
     })
     .join()
     .unwrap();
-    assert!(is_busy(other.chain_lock(b"a", LockKind::Exclusive, Wait::Try)));
+    assert!(is_busy(other.chain_lock(
+        b"a",
+        LockKind::Exclusive,
+        Wait::Try
+    )));
     tdb.unlock_all().unwrap();
 
     // A thread ends with a lock, and another drops the handle: the next is not held up.
     let tdb = thread::spawn(move || {
-        tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try).unwrap();
+        tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try)
+            .unwrap();
         tdb
     })
     .join()
     .unwrap();
     drop(tdb);
-    other.chain_lock(b"a", LockKind::Exclusive, Wait::Try).unwrap();
+    other
+        .chain_lock(b"a", LockKind::Exclusive, Wait::Try)
+        .unwrap();
     other.chain_unlock(b"a").unwrap();
     // Two handles of one thread cannot wait for each other.
     let mut third = open(&path, FLAGS, 3);
-    other.chain_lock(b"a", LockKind::Exclusive, Wait::Try).unwrap();
-    assert!(is_busy(third.chain_lock(b"a", LockKind::Exclusive, Wait::Forever)));
+    other
+        .chain_lock(b"a", LockKind::Exclusive, Wait::Try)
+        .unwrap();
+    assert!(is_busy(third.chain_lock(
+        b"a",
+        LockKind::Exclusive,
+        Wait::Forever
+    )));
 }
 
 /// Whatever stands in the mutex area gives an error, not a crash and no endless wait.
@@ -560,12 +591,16 @@ fn a_damaged_mutex_area_is_an_error() {
     file.write_all_at(&good[..4096], 0).unwrap();
     assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"1");
     // Truncated under us, a lock held.
-    tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try).unwrap();
+    tdb.chain_lock(b"a", LockKind::Exclusive, Wait::Try)
+        .unwrap();
     file.set_len(0).unwrap();
     assert!(matches!(tdb.fetch(b"a"), Err(Error::Corrupt { .. })));
     assert!(tdb.chain_unlock(b"a").is_err());
     assert!(matches!(tdb.fetch(b"b"), Err(Error::Corrupt { .. })));
-    assert!(matches!(tdb.lock_all(LockKind::Shared), Err(Error::Corrupt { .. })));
+    assert!(matches!(
+        tdb.lock_all(LockKind::Shared),
+        Err(Error::Corrupt { .. })
+    ));
     drop(tdb);
     // The thread that held it can go on to lock other files.
     let mut fresh = open(&dir.path().join("fresh.tdb"), FLAGS, 3);
