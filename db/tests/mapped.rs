@@ -283,7 +283,7 @@ fn an_odd_end_of_the_file_is_stepped_over() {
         tdb.transaction_commit().unwrap();
         tdb.check().unwrap();
         tdb.transaction_start().unwrap();
-        put(&mut tdb, "b", &[3; 300_000]);
+        put(&mut tdb, "b", &vec![3; 300_000]);
         tdb.transaction_prepare_commit().unwrap();
         drop(tdb);
         let mut tdb = open(&path, OpenFlags::empty());
