@@ -227,7 +227,8 @@ impl Daemon {
             scheduling: settings.scheduling,
             incarnation,
         })?;
-        let guard = guard::spawn(&deadman, pins, settings.timing.settle())
+        let lock = settings.cluster_lock.is_some();
+        let guard = guard::spawn(&deadman, pins, settings.timing.settle(), lock)
             .map_err(system("cannot start the guard"))?;
         let (transport, links) = Transport::start(settings.transport(incarnation))?;
         let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
@@ -385,7 +386,8 @@ impl Daemon {
             .parts
             .builtin
             .then_some(self.settings.bpf_dir.as_path());
-        match guard::spawn(&self.deadman, pins, self.settings.timing.settle()) {
+        let lock = self.settings.cluster_lock.is_some();
+        match guard::spawn(&self.deadman, pins, self.settings.timing.settle(), lock) {
             Ok(guard) => self.guard = Some(guard),
             Err(error) => {
                 tracing::error!(%error, "no guard: if this daemon dies, its addresses are silent only when its right ends");
