@@ -18,6 +18,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ctdb_core::coordinator::{self, Coordinator};
 use ctdb_core::local::{Birth, Local};
@@ -34,14 +35,19 @@ use crate::config::{self, Paths};
 use crate::failover::{self, Executor, FailoverError, Outcome};
 use crate::guard;
 use crate::liveness::{self, Detector, LivenessError};
+use crate::lock::{self, LockClient, LockEvent};
 use crate::log::{Location, Log, LogError};
 use crate::process::{self, Children, PidFile, PidFileError};
 use crate::transport::{LinkEvent, Transport, TransportError};
+use history::History;
 use node::{Node, Parts};
 use settings::Settings;
 
 /// Commands of the API that may wait for the main loop; at the bound clients wait.
 const COMMANDS: usize = 128;
+
+/// Least time between two attempts at the cluster lock.
+const LOCK_RETRY: Duration = Duration::from_millis(250);
 
 /// How the daemon was started.
 #[derive(Clone, Copy, Debug)]
@@ -189,6 +195,7 @@ struct Daemon {
     commands: mpsc::Receiver<Command>,
     watch: Option<link::Watch>,
     api: ApiHandle,
+    lock: Option<mpsc::Receiver<LockEvent>>,
     deadman: Arc<Deadman>,
     guard: Option<Child>,
     terminate: Signal,
@@ -226,6 +233,10 @@ impl Daemon {
             deadman: Some(Arc::clone(&deadman)),
             scheduling: settings.scheduling,
             incarnation,
+            lock_validity: settings
+                .cluster_lock
+                .as_ref()
+                .map(|_| settings.lock_validity),
         })?;
         let lock = settings.cluster_lock.is_some();
         let guard = guard::spawn(&deadman, pins, settings.timing.settle(), lock)
@@ -259,6 +270,22 @@ impl Daemon {
             },
             local.info(),
         );
+        let children = Children::default();
+        let (lock, lock_events) = settings
+            .cluster_lock
+            .clone()
+            .map(|lock| {
+                LockClient::start(
+                    children.clone(),
+                    lock::Setup {
+                        lock,
+                        validity: settings.lock_validity,
+                        retry: (settings.timing.lease / 4).max(LOCK_RETRY),
+                        deadman: Arc::clone(&deadman),
+                    },
+                )
+            })
+            .unzip();
         let mut node = Node::new(Parts {
             me: settings.me,
             incarnation,
@@ -271,12 +298,14 @@ impl Daemon {
             detector,
             transport,
             executor,
-            children: Children::default(),
+            children,
             deadman: Some(Arc::clone(&deadman)),
             snapshot,
             log,
             log_level: settings.log_level,
-            cluster_lock: settings.cluster_lock.clone(),
+            cluster_lock: settings.cluster_lock.as_ref().map(|lock| lock.text.clone()),
+            lock,
+            history: History::open(&settings.history),
             builtin: settings.builtin,
             tunables: settings.tunables.clone(),
             config: Arc::clone(&settings.config),
@@ -304,6 +333,7 @@ impl Daemon {
             commands,
             watch,
             api,
+            lock: lock_events,
             deadman,
             guard: Some(guard),
             terminate: signal(SignalKind::terminate()).map_err(system("signal handler"))?,
@@ -350,9 +380,16 @@ impl Daemon {
                 None => std::future::pending().await,
             }
         };
+        let lock = async {
+            match &mut self.lock {
+                Some(events) => events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = self.node.parts.detector.changed() => {}
+            Some(event) = lock => self.node.lock_event(event),
             Some(event) = self.links.recv() => self.node.link(event),
             Some(outcome) = self.outcomes.recv() => self.node.outcome(outcome),
             _ = tick.tick() => {

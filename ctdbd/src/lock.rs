@@ -260,8 +260,13 @@ impl Task {
         child.stop();
         let ended = child.ended().await;
         self.setup.deadman.set_helper(None);
-        tracing::error!(tenure, why, ended = %ended.how, "cluster lock lost or let go");
-        self.show("lost");
+        if *self.wished.borrow() {
+            tracing::error!(tenure, why, ended = %ended.how, "cluster lock lost");
+            self.show("lost");
+        } else {
+            tracing::warn!(tenure, ended = %ended.how, "cluster lock let go");
+            self.show("not wanted");
+        }
         listening &= self.events.send(LockEvent::Lost { tenure }).await.is_ok();
         listening
     }

@@ -456,6 +456,8 @@ pub enum Action {
     Leader,
     /// `GET /v1/cluster/history`.
     History,
+    /// `GET /v1/cluster/lock`.
+    Lock,
     /// `GET /v1/processes`.
     Processes,
     /// `GET /v1/processes/{id}`.
@@ -503,6 +505,7 @@ impl Action {
             self,
             Self::Leader
                 | Self::History
+                | Self::Lock
                 | Self::Processes
                 | Self::Process { .. }
                 | Self::Plan
