@@ -19,6 +19,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ctdb_core::coordinator::{self, Coordinator};
 use ctdb_core::local::{Birth, Local};
@@ -37,15 +38,20 @@ use crate::events::store::Store;
 use crate::failover::{self, Executor, FailoverError, Outcome};
 use crate::guard;
 use crate::liveness::{self, Detector, LivenessError};
+use crate::lock::{self, LockClient, LockEvent};
 use crate::log::{Location, Log, LogError};
 use crate::process::{self, Children, PidFile, PidFileError};
 use crate::transport::{LinkEvent, Transport, TransportError};
 use events::Finished;
+use history::History;
 use node::{Node, Parts};
 use settings::Settings;
 
 /// Commands of the API that may wait for the main loop; at the bound clients wait.
 const COMMANDS: usize = 128;
+
+/// Least time between two attempts at the cluster lock.
+const LOCK_RETRY: Duration = Duration::from_millis(250);
 
 /// How the daemon was started.
 #[derive(Clone, Copy, Debug)]
@@ -201,6 +207,7 @@ struct Daemon {
     event_socket: (PathBuf, tokio::task::JoinHandle<()>),
     watch: Option<link::Watch>,
     api: ApiHandle,
+    lock: Option<mpsc::Receiver<LockEvent>>,
     deadman: Arc<Deadman>,
     guard: Option<Child>,
     terminate: Signal,
@@ -243,8 +250,13 @@ impl Daemon {
             deadman: Some(Arc::clone(&deadman)),
             scheduling: settings.scheduling,
             incarnation,
+            lock_validity: settings
+                .cluster_lock
+                .as_ref()
+                .map(|_| settings.lock_validity),
         })?;
-        let guard = guard::spawn(&deadman, pins, settings.timing.settle())
+        let lock = settings.cluster_lock.is_some();
+        let guard = guard::spawn(&deadman, pins, settings.timing.settle(), lock)
             .map_err(system("cannot start the guard"))?;
         let (transport, links) = Transport::start(settings.transport(incarnation))?;
         let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
@@ -287,32 +299,47 @@ impl Daemon {
         let listener = event_socket::bind(&socket).map_err(system("the event socket"))?;
         let serve = event_socket::serve(listener, settings.events.context(store, wish));
         let event_socket = (socket, tokio::spawn(serve));
-        let mut node = Node::new(
-            Parts {
-                me: settings.me,
-                incarnation,
-                quorum: settings.quorum,
-                port: settings.port,
-                nodes: settings.nodes.clone(),
-                local_nets: settings.local_nets.clone(),
-                local,
-                coordinator,
-                detector,
-                transport,
-                executor,
-                children,
-                deadman: Some(Arc::clone(&deadman)),
-                snapshot,
-                log,
-                log_level: settings.log_level,
-                cluster_lock: settings.cluster_lock.clone(),
-                builtin: settings.builtin,
-                tunables: settings.tunables.clone(),
-                config: Arc::clone(&settings.config),
-                reload: settings.reload.clone(),
-            },
-            node_events,
-        );
+        let (lock, lock_events) = settings
+            .cluster_lock
+            .clone()
+            .map(|lock| {
+                LockClient::start(
+                    children.clone(),
+                    lock::Setup {
+                        lock,
+                        validity: settings.lock_validity,
+                        retry: (settings.timing.lease / 4).max(LOCK_RETRY),
+                        deadman: Arc::clone(&deadman),
+                    },
+                )
+            })
+            .unzip();
+        let mut node = Node::new(Parts {
+            me: settings.me,
+            incarnation,
+            quorum: settings.quorum,
+            port: settings.port,
+            nodes: settings.nodes.clone(),
+            local_nets: settings.local_nets.clone(),
+            local,
+            coordinator,
+            detector,
+            transport,
+            executor,
+            children,
+            deadman: Some(Arc::clone(&deadman)),
+            snapshot,
+            log,
+            log_level: settings.log_level,
+            cluster_lock: settings.cluster_lock.as_ref().map(|lock| lock.text.clone()),
+            lock,
+            history: History::open(&settings.history),
+            events: node_events,
+            builtin: settings.builtin,
+            tunables: settings.tunables.clone(),
+            config: Arc::clone(&settings.config),
+            reload: settings.reload.clone(),
+        });
         node.input(coordinator::Input::Policy(settings.policy));
         node.step();
         let api = api::start(
@@ -338,6 +365,7 @@ impl Daemon {
             event_socket,
             watch,
             api,
+            lock: lock_events,
             deadman,
             guard: Some(guard),
             terminate: signal(SignalKind::terminate()).map_err(system("signal handler"))?,
@@ -367,15 +395,15 @@ impl Daemon {
                     // Services end after the addresses have gone.
                     self.node.event(ctdb_core::events::Input::Shutdown);
                 }
-                if self.node.events.down {
+                if self.node.parts.events.down {
                     break;
                 }
             }
-            if self.node.events.fatal.is_some() {
+            if self.node.parts.events.fatal.is_some() {
                 break;
             }
         }
-        let fatal = self.node.events.fatal.take();
+        let fatal = self.node.parts.events.fatal.take();
         self.end().await;
         match fatal {
             Some(text) => {
@@ -400,9 +428,16 @@ impl Daemon {
                 None => std::future::pending().await,
             }
         };
+        let lock = async {
+            match &mut self.lock {
+                Some(events) => events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = self.node.parts.detector.changed() => {}
+            Some(event) = lock => self.node.lock_event(event),
             Some(event) = self.links.recv() => self.node.link(event),
             Some(outcome) = self.outcomes.recv() => self.node.outcome(outcome),
             _ = tick.tick() => {
@@ -438,7 +473,8 @@ impl Daemon {
             .parts
             .builtin
             .then_some(self.settings.bpf_dir.as_path());
-        match guard::spawn(&self.deadman, pins, self.settings.timing.settle()) {
+        let lock = self.settings.cluster_lock.is_some();
+        match guard::spawn(&self.deadman, pins, self.settings.timing.settle(), lock) {
             Ok(guard) => self.guard = Some(guard),
             Err(error) => {
                 tracing::error!(%error, "no guard: if this daemon dies, its addresses are silent only when its right ends");

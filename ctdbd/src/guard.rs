@@ -5,6 +5,10 @@
 //! on its standard input; it allocates nothing after its start and its memory is locked. It
 //! notices the death by the robust mutex that the detector thread holds, so SIGKILL, a crash and
 //! an abort are all the same to it.
+//!
+//! With a cluster lock it also ends the helper that holds it: at once when the daemon dies, and
+//! when the daemon is silent (stopped, or its main loop hangs) for longer than a proof of the
+//! lock counts. Otherwise the lock would stay with a node that does nothing with it.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,27 +16,50 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ctdb_ebpf::deadman::{Deadman, GuardPeer, Verdict, Watcher};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
 
-/// The hidden argument; followed by the pin directory (or `-`) and 1.2·q in microseconds.
+use crate::clock::boot_now;
+
+/// The hidden argument; followed by the pin directory (or `-`), 1.2·q in microseconds, and `lock`
+/// or `-`.
 pub const GUARD_ARGUMENT: &str = "--guard-of-the-lease";
+
+const LOCK: &str = "lock";
+
+/// What the guard is started with.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Arguments {
+    pins: Option<PathBuf>,
+    settle: Duration,
+    lock: bool,
+}
 
 /// GONE is sent this often, since a datagram may be lost.
 const REPEATS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts the guard of this daemon.
-pub fn spawn(deadman: &Deadman, pins: Option<&Path>, settle: Duration) -> io::Result<Child> {
+/// How often it looks whether the daemon is still entitled to its lock helper.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Starts the guard of this daemon; `lock`: there may be a lock helper to end.
+pub fn spawn(
+    deadman: &Deadman,
+    pins: Option<&Path>,
+    settle: Duration,
+    lock: bool,
+) -> io::Result<Child> {
     let memory = deadman.fd().as_fd().try_clone_to_owned()?;
     let pins = pins.map_or_else(|| OsString::from("-"), |path| path.as_os_str().to_owned());
     Command::new("/proc/self/exe")
         .arg(GUARD_ARGUMENT)
         .arg(pins)
         .arg(settle.as_micros().to_string())
+        .arg(if lock { LOCK } else { "-" })
         .stdin(Stdio::from(memory))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -40,49 +67,64 @@ pub fn spawn(deadman: &Deadman, pins: Option<&Path>, settle: Duration) -> io::Re
 }
 
 /// Arguments of the guard, if this process shall be one.
-pub fn arguments(args: &[OsString]) -> Option<(Option<PathBuf>, Duration)> {
-    let [_, name, pins, settle] = args else {
+pub fn arguments(args: &[OsString]) -> Option<Arguments> {
+    let [_, name, pins, settle, lock] = args else {
         return None;
     };
     if name != GUARD_ARGUMENT {
         return None;
     }
-    let pins = (pins != "-").then(|| PathBuf::from(pins));
     let settle = settle.to_str()?.parse().ok()?;
-    Some((pins, Duration::from_micros(settle)))
+    Some(Arguments {
+        pins: (pins != "-").then(|| PathBuf::from(pins)),
+        settle: Duration::from_micros(settle),
+        lock: lock == LOCK,
+    })
 }
 
 /// The guard's whole life.
-pub fn run(pins: Option<&Path>, settle: Duration) -> ExitCode {
-    match guard(pins, settle) {
+pub fn run(arguments: &Arguments) -> ExitCode {
+    match guard(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn guard(pins: Option<&Path>, settle: Duration) -> Result<(), Box<dyn std::error::Error>> {
+fn guard(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     // A terminal's Ctrl-C and a service manager's SIGTERM are the daemon's to obey; the guard
     // goes when the daemon has gone.
     rustix::process::setsid()?;
     ignore_signals()?;
     set_parent_process_death_signal(None::<Signal>)?;
     let memory = io::stdin().as_fd().try_clone_to_owned()?;
-    let watcher = Watcher::from_fd(memory)?;
-    let deadlines = pins
+    let watcher = Arc::new(Watcher::from_fd(memory)?);
+    let deadlines = arguments
+        .pins
+        .as_deref()
         .map(ctdb_ebpf::lease::open_pinned_deadline)
         .transpose()?;
     let v4 = UdpSocket::bind("0.0.0.0:0").ok();
     let v6 = UdpSocket::bind("[::]:0").ok();
     // Not possible without the right limit; then the pages stay as likely in memory as any.
     let _ = rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT);
+    if arguments.lock {
+        let watcher = Arc::clone(&watcher);
+        std::thread::Builder::new()
+            .name("lock".to_owned())
+            .spawn(move || watch_helper(&watcher))?;
+    }
     if watcher.wait() == Verdict::Left {
         return Ok(());
     }
     if let Some(deadlines) = &deadlines {
         deadlines.end_all();
     }
+    // Only now: whoever gets the lock next must not meet a right of this node.
+    if let Some((pid, _)) = watcher.helper() {
+        end_helper(pid);
+    }
     // R19: after the deadline is 0 and what was queued has left.
-    std::thread::sleep(settle);
+    std::thread::sleep(arguments.settle);
     for _ in 0..REPEATS {
         for peer in watcher.peers() {
             say_gone(&peer, v4.as_ref(), v6.as_ref());
@@ -90,6 +132,25 @@ fn guard(pins: Option<&Path>, settle: Duration) -> Result<(), Box<dyn std::error
         std::thread::sleep(PAUSE);
     }
     Ok(())
+}
+
+fn watch_helper(watcher: &Watcher) -> ! {
+    loop {
+        std::thread::sleep(LOOK);
+        if let Some((pid, until)) = watcher.helper()
+            && boot_now().0 > until
+        {
+            end_helper(pid);
+        }
+    }
+}
+
+/// Its whole process group, as it was started ([`crate::process`]).
+fn end_helper(pid: u32) {
+    if let Some(group) = Pid::from_raw(pid.cast_signed()) {
+        // ESRCH: it has just gone.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
 }
 
 fn say_gone(peer: &GuardPeer, v4: Option<&UdpSocket>, v6: Option<&UdpSocket>) {

@@ -3,7 +3,7 @@
 //! Rooms: [`transport`] (links to the other nodes), [`liveness`] (the detector thread),
 //! [`events`] (scripts), [`failover`] (addresses on this host), [`guard`] (what happens when the daemon dies),
 //! [`api`] (HTTP over Unix sockets), [`cli`] (the command line), [`config`], [`process`],
-//! [`log`], and [`daemon`], which puts them together.
+//! [`lock`] (the cluster lock), [`log`], and [`daemon`], which puts them together.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -15,6 +15,7 @@ pub mod events;
 pub mod failover;
 pub mod guard;
 pub mod liveness;
+pub mod lock;
 pub mod log;
 pub mod process;
 pub mod transport;

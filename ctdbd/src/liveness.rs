@@ -77,6 +77,9 @@ pub struct Setup {
     pub scheduling: Scheduling,
     /// What the guard says in our name when this daemon dies (R19).
     pub incarnation: Incarnation,
+    /// With a cluster lock: how long a proof of it counts. The guard ends the lock helper of a
+    /// daemon that is silent for longer.
+    pub lock_validity: Option<std::time::Duration>,
 }
 
 /// Counters of the detector, for metrics.

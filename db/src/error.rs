@@ -84,6 +84,15 @@ pub enum Fault {
     /// The recovery area's content makes no sense.
     #[error("the recovery area is damaged")]
     BadRecovery,
+    /// The file is that long, but the bytes could not be had: the medium failed, is full where the
+    /// file has a hole, or the file was shorter for a moment.
+    #[error(
+        "the bytes cannot be read or written: the medium failed or is full, or the file was shorter for a moment"
+    )]
+    Unreadable,
+    /// A mutex's bytes are not those of one.
+    #[error("the mutex area is damaged: a mutex there is none that libtdb makes")]
+    BadMutex,
     /// The allocator or a traverse went round too often.
     #[error("the list does not come to rest")]
     Restless,
@@ -134,11 +143,22 @@ pub enum Error {
         /// Its physical size.
         size: u64,
     },
-    /// The file has a mutex area, and this engine has no mutexes yet.
-    #[error("{path} is locked with mutexes: only reading is supported; open it read-only", path = .path.display())]
+    /// The file has a mutex area, and the handle was not opened for it (A.6 step 7).
+    #[error("{path} is locked with mutexes of another kind than this process would use: open it with MUTEX_LOCKING, on a machine like the one that made it, or read-only", path = .path.display())]
     MutexFile {
         /// The file.
         path: PathBuf,
+    },
+    /// Robust process-shared mutexes do not work on this machine.
+    #[error(
+        "robust mutexes shared by processes do not work here: open the database without MUTEX_LOCKING"
+    )]
+    NoMutexes,
+    /// A mutex must be given back by the thread that took it.
+    #[error("{lock} was taken by another thread, which must give it back")]
+    WrongThread {
+        /// The lock.
+        lock: LockName,
     },
     /// Flags that contradict each other or are not supported.
     #[error("open flags {0:#x} do not go together")]
@@ -195,6 +215,9 @@ pub enum Error {
     /// The handle is in a transaction, and may not nest another.
     #[error("a transaction is running")]
     InTransaction,
+    /// The transaction is prepared: it can only be committed or cancelled.
+    #[error("the transaction is prepared: it can only be committed or cancelled")]
+    Prepared,
     /// The handle is in no transaction.
     #[error("no transaction is running")]
     NoTransaction,

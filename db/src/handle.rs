@@ -1,11 +1,14 @@
 //! The handle of a database.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::error::{Error, Result};
 use crate::format::{ByteOrder, Geometry};
 use crate::hash::HashKind;
 use crate::lock::{LockTable, Wait};
+use crate::mutex::MutexArea;
 use crate::open::OpenFlags;
 use crate::storage::Storage;
 use crate::transaction::Running;
@@ -31,6 +34,16 @@ pub struct Tdb {
     /// Read traverses running: no changes meanwhile.
     pub(crate) read_traverses: u32,
     pub(crate) running: Option<Running>,
+    /// The mutex area, if chains are locked by mutexes.
+    pub(crate) mutexes: Option<MutexArea>,
+    /// Ends every wait of this handle when set.
+    pub(crate) cancelled: Option<Arc<AtomicBool>>,
+}
+
+impl Drop for Tdb {
+    fn drop(&mut self) {
+        self.abandon_mutexes();
+    }
 }
 
 impl Tdb {
@@ -106,6 +119,9 @@ impl Tdb {
     pub(crate) fn writable(&self) -> Result<()> {
         if self.read_only || self.read_traverses > 0 {
             return Err(Error::ReadOnly);
+        }
+        if self.running.is_some_and(Running::is_prepared) {
+            return Err(Error::Prepared);
         }
         Ok(())
     }

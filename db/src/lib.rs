@@ -10,13 +10,15 @@
 //!
 //! * [`mod@format`] and [`hash`]: headers, records, geometry, sizes, both hash functions, both byte
 //!   orders. Pure.
-//! * Files with the old or the Jenkins hash, of either byte order, read and written; files with a
-//!   mutex area read-only. Databases in memory.
+//! * Files with the old or the Jenkins hash, of either byte order, with and without a mutex area.
+//!   Databases in memory.
+//! * A mapped file. Truncated under us it gives a typed error.
+//! * Robust mutexes in place of chain locks, laid out and used as libtdb does.
 //! * The locks of libtdb as open-file-description locks: open, active (`CLEAR_IF_FIRST`),
 //!   transaction, chains, freelist, all records, record positions, sequence number; tried, waited for
 //!   up to a time, or waited for in the kernel ([`Wait`]).
 //! * The whole write path: free list with merging, dead records, growth, wipe, sequence number.
-//! * Transactions, nested too, with libtdb's recovery area and sync order, and recovery of its
+//! * Transactions, nested and prepared too, with libtdb's recovery area and sync order, and recovery of its
 //!   crashes as of ours, at open and at the first lock.
 //! * Marking (B.7), and transactions under an exclusive lock on all records, real or marked.
 //! * A check that names offset and fault.
@@ -25,11 +27,7 @@
 //!
 //! # What is not here yet
 //!
-//! * Robust mutexes (`MUTEX_LOCKING`, B.6): such files are refused unless opened read-only.
-//! * A mapped file: every access is a `pread` or `pwrite`. That is slower than libtdb's map, and
-//!   immune to SIGBUS. Also for that reason the sequence number is counted under its byte lock, while
-//!   libtdb increments it atomically in its map: of two simultaneous changes one count can be lost.
-//! * Prepared commits, and waiters that later requests join.
+//! * Waiters that later requests join.
 //! * The record protocol, recovery of databases, vacuuming (D, E, F).
 //!
 //! # Where it differs from libtdb on purpose
@@ -46,11 +44,14 @@
 //! * A dead record on which somebody's traverse stands is not reused.
 //! * A file is made new only if it is empty, shorter than a header, or zeros.
 //! * Opening the same file twice in a process is allowed: handles are independent lock owners.
+//! * Every handle on a file with mutexes keeps the active lock, so that none is taken for the only
+//!   one (I.3).
 //!
 //! # One handle, one user
 //!
 //! Every operation takes `&mut self`: a handle serves one thread at a time, and may move between
-//! threads, also with locks held. For concurrent use open the file once per user. Locks are counted
+//! threads, also with locks held - except that of a file with mutexes a lock must be given back by
+//! the thread that took it ([`Error::WrongThread`]). For concurrent use open the file once per user. Locks are counted
 //! per handle and belong to its file description; dropping the handle gives them up. Between `fork`
 //! and `exec` a child shares the description, so a dropped handle's locks can last that moment
 //! longer. Lock order, of which the handle refuses the worst violations: transaction, all records,
@@ -61,7 +62,7 @@
 //! Every offset, length and link is checked before use; lists are bounded and loops noticed; memory
 //! is asked for only after the file was found to have that many bytes, and within
 //! [`OpenOptions::max_record_len`]. A damaged or truncated file gives [`Error::Corrupt`].
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod check;
 #[cfg(test)]
@@ -73,10 +74,16 @@ mod handle;
 pub mod hash;
 mod lock;
 mod locking;
+mod map;
+mod mutex;
 mod open;
 mod read;
 pub mod record;
 mod recovery;
+mod robust;
+#[cfg(test)]
+mod robust_tests;
+mod sigbus;
 mod space;
 mod storage;
 mod transaction;

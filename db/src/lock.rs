@@ -7,11 +7,11 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 
 use crate::format::Geometry;
 
@@ -45,24 +45,56 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// The point in time until which to wait.
-    pub(crate) fn deadline(self) -> Deadline {
-        match self {
-            Self::Try => Deadline::Passed,
-            Self::UpTo(time) => Instant::now()
-                .checked_add(time)
-                .map_or(Deadline::Never, Deadline::At),
-            Self::Forever => Deadline::Never,
+    pub(crate) fn patience(self) -> Patience<'static> {
+        Patience {
+            wait: self,
+            until: None,
+            cancelled: None,
         }
     }
 }
 
-/// A [`Wait`] that has begun.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Deadline {
-    Passed,
-    At(Instant),
-    Never,
+/// A [`Wait`] that is used up. The clock is read only when there is something to wait for.
+#[derive(Debug)]
+pub(crate) struct Patience<'a> {
+    wait: Wait,
+    until: Option<Instant>,
+    /// Ends every wait.
+    cancelled: Option<&'a AtomicBool>,
+}
+
+impl<'a> Patience<'a> {
+    /// Also ends when `cancelled` is set.
+    pub(crate) fn until_cancelled(self, cancelled: Option<&'a AtomicBool>) -> Self {
+        Self { cancelled, ..self }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled
+            .is_some_and(|cancelled| cancelled.load(Ordering::Acquire))
+    }
+
+    /// The lock is busy: the wait begins, if it has not. `false`: no waiting.
+    pub(crate) fn begin(&mut self) -> bool {
+        if let (Wait::UpTo(time), None) = (self.wait, self.until) {
+            self.until = Instant::now().checked_add(time);
+            if self.until.is_none() {
+                self.wait = Wait::Forever;
+            }
+        }
+        self.wait != Wait::Try && !self.is_cancelled()
+    }
+
+    /// How much longer; `None` when it is over.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let left = match (self.wait, self.until) {
+            (Wait::Try, _) => Duration::ZERO,
+            (Wait::Forever, _) => Duration::MAX,
+            (Wait::UpTo(time), None) => time,
+            (Wait::UpTo(_), Some(until)) => until.saturating_duration_since(Instant::now()),
+        };
+        (!left.is_zero() && !self.is_cancelled()).then_some(left)
+    }
 }
 
 /// A lock of a file, by its name in spec/database.md B.1.
@@ -109,6 +141,20 @@ pub(crate) struct Range {
 }
 
 impl LockName {
+    /// The number of its mutex in a file with mutexes (B.6.2), if it is one.
+    pub(crate) fn mutex_index(self) -> Option<u32> {
+        match self {
+            Self::Freelist => Some(0),
+            Self::Chain(chain) => Some(chain + 1),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a lock on data: a chain or the freelist.
+    pub(crate) fn is_data(self) -> bool {
+        matches!(self, Self::Chain(_) | Self::Freelist)
+    }
+
     /// The bytes that stand for the lock. Never shifted by a mutex area.
     pub(crate) fn range(self) -> Range {
         let byte = |start| Range { start, len: 1 };
@@ -161,30 +207,39 @@ pub(crate) fn acquire(
     file: &File,
     range: Range,
     kind: LockKind,
-    until: Deadline,
+    patience: &mut Patience<'_>,
 ) -> io::Result<bool> {
     #[cfg(test)]
-    trace::note(range, Some(kind), matches!(until, Deadline::Passed));
+    trace::note(range, Some(kind), patience.wait == Wait::Try);
     let lock = flock(range, Some(kind));
     let mut pause = Duration::from_micros(20);
+    // Who waits for ever queues in the kernel. Cancelling interrupts that by a signal.
+    let mut queue = patience.wait == Wait::Forever;
     loop {
-        let arg = match until {
-            Deadline::Never => FcntlArg::F_OFD_SETLKW(&lock),
-            Deadline::Passed | Deadline::At(_) => FcntlArg::F_OFD_SETLK(&lock),
+        let arg = if queue {
+            FcntlArg::F_OFD_SETLKW(&lock)
+        } else {
+            FcntlArg::F_OFD_SETLK(&lock)
         };
         match fcntl(file, arg) {
             Ok(_) => return Ok(true),
-            Err(nix::Error::EINTR) => {}
-            Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
-                let left = match until {
-                    Deadline::At(at) => at.saturating_duration_since(Instant::now()),
-                    Deadline::Passed | Deadline::Never => Duration::ZERO,
-                };
-                if left.is_zero() {
+            Err(nix::Error::EINTR) => {
+                if patience.is_cancelled() {
                     return Ok(false);
                 }
-                thread::sleep(pause.min(left));
-                pause = (pause * 2).min(Duration::from_millis(4));
+            }
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
+                if !patience.begin() {
+                    return Ok(false);
+                }
+                queue = patience.wait == Wait::Forever;
+                let Some(left) = patience.left() else {
+                    return Ok(false);
+                };
+                if !queue {
+                    thread::sleep(pause.min(left));
+                    pause = (pause * 2).min(Duration::from_millis(4));
+                }
             }
             Err(error) => return Err(error.into()),
         }
@@ -209,12 +264,12 @@ pub(crate) fn acquire_gradually(
     file: &File,
     range: Range,
     kind: LockKind,
-    until: Deadline,
+    patience: &mut Patience<'_>,
 ) -> io::Result<bool> {
     if range.len <= 4 {
-        return acquire(file, range, kind, until);
+        return acquire(file, range, kind, patience);
     }
-    if acquire(file, range, kind, Deadline::Passed)? {
+    if acquire(file, range, kind, &mut Wait::Try.patience())? {
         return Ok(true);
     }
     let half = range.len / 2;
@@ -226,7 +281,8 @@ pub(crate) fn acquire_gradually(
         start: range.start + half,
         len: range.len - half,
     };
-    Ok(acquire_gradually(file, low, kind, until)? && acquire_gradually(file, high, kind, until)?)
+    Ok(acquire_gradually(file, low, kind, patience)?
+        && acquire_gradually(file, high, kind, patience)?)
 }
 
 /// A counted lock of one handle.
@@ -256,6 +312,8 @@ pub(crate) struct LockTable {
     /// Few: a chain, the freelist, the transaction.
     held: Vec<Held>,
     pub(crate) all: Option<HeldAll>,
+    /// The thread that has the mutex of all records.
+    pub(crate) all_thread: Option<thread::ThreadId>,
 }
 
 impl LockTable {
@@ -281,6 +339,21 @@ impl LockTable {
         self.held
             .iter()
             .any(|held| matches!(held.name, LockName::Chain(_) | LockName::Freelist))
+    }
+
+    /// Whether a chain is held, really.
+    pub(crate) fn holds_chain(&self) -> bool {
+        self.held
+            .iter()
+            .any(|held| matches!(held.name, LockName::Chain(_)) && !held.marked)
+    }
+
+    /// Chains and the freelist that are held, really.
+    pub(crate) fn on_data(&self) -> impl Iterator<Item = LockName> {
+        self.held
+            .iter()
+            .filter(|held| !held.marked && held.name.is_data())
+            .map(|held| held.name)
     }
 
     /// Whether anything is held.
@@ -353,14 +426,14 @@ mod tests {
     fn two_handles_of_one_process_exclude_each_other() {
         let (_dir, a, b) = two_opens();
         let range = LockName::Chain(0).range();
-        assert!(acquire(&a, range, LockKind::Shared, Deadline::Passed).unwrap());
-        assert!(acquire(&b, range, LockKind::Shared, Deadline::Passed).unwrap());
-        assert!(!acquire(&b, range, LockKind::Exclusive, Deadline::Passed).unwrap());
+        assert!(acquire(&a, range, LockKind::Shared, &mut Wait::Try.patience()).unwrap());
+        assert!(acquire(&b, range, LockKind::Shared, &mut Wait::Try.patience()).unwrap());
+        assert!(!acquire(&b, range, LockKind::Exclusive, &mut Wait::Try.patience()).unwrap());
         release(&a, range).unwrap();
-        assert!(acquire(&b, range, LockKind::Exclusive, Deadline::Passed).unwrap());
+        assert!(acquire(&b, range, LockKind::Exclusive, &mut Wait::Try.patience()).unwrap());
         let begun = Instant::now();
-        let wait = Wait::UpTo(Duration::from_millis(50)).deadline();
-        assert!(!acquire(&a, range, LockKind::Shared, wait).unwrap());
+        let mut wait = Wait::UpTo(Duration::from_millis(50)).patience();
+        assert!(!acquire(&a, range, LockKind::Shared, &mut wait).unwrap());
         assert!(begun.elapsed() >= Duration::from_millis(50));
     }
 
@@ -368,10 +441,10 @@ mod tests {
     fn a_waiter_gets_the_lock_when_it_is_free() {
         let (_dir, a, b) = two_opens();
         let range = LockName::Transaction.range();
-        assert!(acquire(&a, range, LockKind::Exclusive, Deadline::Passed).unwrap());
+        assert!(acquire(&a, range, LockKind::Exclusive, &mut Wait::Try.patience()).unwrap());
         let waiter = thread::spawn(move || {
-            let wait = Wait::UpTo(Duration::from_secs(10)).deadline();
-            acquire(&b, range, LockKind::Exclusive, wait).unwrap()
+            let mut wait = Wait::UpTo(Duration::from_secs(10)).patience();
+            acquire(&b, range, LockKind::Exclusive, &mut wait).unwrap()
         });
         thread::sleep(Duration::from_millis(20));
         release(&a, range).unwrap();
@@ -390,19 +463,19 @@ mod tests {
                 &a,
                 LockName::Chain(7).range(),
                 LockKind::Exclusive,
-                Deadline::Passed
+                &mut Wait::Try.patience()
             )
             .unwrap()
         );
-        assert!(!acquire_gradually(&b, all, LockKind::Shared, Deadline::Passed).unwrap());
+        assert!(!acquire_gradually(&b, all, LockKind::Shared, &mut Wait::Try.patience()).unwrap());
         release(&a, LockName::Chain(7).range()).unwrap();
-        assert!(acquire_gradually(&b, all, LockKind::Shared, Deadline::Passed).unwrap());
+        assert!(acquire_gradually(&b, all, LockKind::Shared, &mut Wait::Try.patience()).unwrap());
         assert!(
             !acquire(
                 &a,
                 LockName::Chain(9).range(),
                 LockKind::Exclusive,
-                Deadline::Passed
+                &mut Wait::Try.patience()
             )
             .unwrap()
         );

@@ -1,14 +1,17 @@
 //! What a handle locks, counts and unlocks (spec/database.md B.2 - B.5).
 
 use std::fs::File;
+use std::thread;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::handle::Tdb;
 use crate::lock::{
-    HeldAll, LockKind, LockName, Wait, acquire, acquire_gradually, chains_range, records_range,
-    release,
+    HeldAll, LockKind, LockName, Patience, Wait, acquire, acquire_gradually, chains_range,
+    records_range, release,
 };
+use crate::mutex::{MutexArea, MutexError};
 use crate::open::OpenFlags;
+use crate::robust;
 
 impl Tdb {
     fn busy(&self, lock: LockName) -> Error {
@@ -27,29 +30,77 @@ impl Tdb {
         }
     }
 
-    /// Takes the bytes of a lock, without counting.
+    /// The mutexes of the file, if this handle locks by them.
+    fn mutexes(&self) -> Option<&MutexArea> {
+        if self.flags.contains(OpenFlags::NOLOCK) {
+            None
+        } else {
+            self.mutexes.as_ref()
+        }
+    }
+
+    fn patience(&self, wait: Wait) -> Patience<'_> {
+        wait.patience().until_cancelled(self.cancelled.as_deref())
+    }
+
+    fn mutex_error(&self, lock: LockName, error: MutexError) -> Error {
+        match error {
+            MutexError::Busy => self.busy(lock),
+            MutexError::NotOwner => Error::WrongThread { lock },
+            MutexError::Damaged => self.storage.corrupt(0, Fault::BadMutex),
+            MutexError::Faulted => self.storage.corrupt(0, Fault::Truncated),
+            MutexError::System(source) => self.storage.io_error("use a mutex of", source),
+        }
+    }
+
+    /// Takes the bytes or the mutex of a lock, without counting.
     pub(crate) fn lock_range(&self, name: LockName, kind: LockKind, wait: Wait) -> Result<()> {
+        if let (Some(mutexes), Some(index)) = (self.mutexes(), name.mutex_index()) {
+            let nested = self.locks.holds_chain();
+            return robust::lock_one(mutexes, index, kind, nested, &mut self.patience(wait))
+                .map_err(|error| self.mutex_error(name, error));
+        }
         let Some(file) = self.lock_file() else {
             return Ok(());
         };
-        match acquire(file, name.range(), kind, wait.deadline()) {
+        match acquire(file, name.range(), kind, &mut self.patience(wait)) {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.busy(name)),
             Err(error) => Err(self.storage.io_error("lock", error)),
         }
     }
 
-    /// Gives the bytes of a lock back.
+    /// Gives the bytes or the mutex of a lock back.
     pub(crate) fn unlock_range(&self, name: LockName) -> Result<()> {
+        if let (Some(mutexes), Some(index)) = (self.mutexes(), name.mutex_index()) {
+            return robust::Mutexes::unlock(mutexes, robust::Which::Nth(index))
+                .map_err(|error| self.mutex_error(name, error));
+        }
         let Some(file) = self.lock_file() else {
             return Ok(());
         };
         release(file, name.range()).map_err(|e| self.storage.io_error("unlock", e))
     }
 
+    /// Makes a shared lock that this handle holds exclusive.
+    fn convert(&self, name: LockName, wait: Wait) -> Result<()> {
+        match self.mutexes() {
+            // The mutex is ours either way. But who has all records for reading counts on nobody
+            // writing, and cannot be waited for: they may be waiting for us.
+            Some(mutexes) if name.is_data() => {
+                if robust::may_upgrade(mutexes) {
+                    Ok(())
+                } else {
+                    Err(self.busy(name))
+                }
+            }
+            _ => self.lock_range(name, LockKind::Exclusive, wait),
+        }
+    }
+
     /// Takes or counts a lock (B.2). The first lock on data triggers recovery if a commit crashed.
     pub(crate) fn lock(&mut self, name: LockName, kind: LockKind, wait: Wait) -> Result<()> {
-        let on_data = matches!(name, LockName::Chain(_) | LockName::Freelist);
+        let on_data = name.is_data();
         if on_data && let Some(all) = self.locks.all {
             return if all.kind.covers(kind) || all.upgradable {
                 Ok(())
@@ -62,7 +113,7 @@ impl Tdb {
                 held.count += 1;
                 return Ok(());
             }
-            self.lock_range(name, kind, wait)?;
+            self.convert(name, wait)?;
             if let Some(held) = self.locks.find(name) {
                 held.kind = kind;
                 held.count += 1;
@@ -97,24 +148,28 @@ impl Tdb {
     /// Uncounts a lock, gives it back with the last count.
     pub(crate) fn unlock(&mut self, name: LockName) -> Result<()> {
         let Some(held) = self.locks.find(name) else {
-            let on_data = matches!(name, LockName::Chain(_) | LockName::Freelist);
+            let on_data = name.is_data();
             return if on_data && self.locks.all.is_some() {
                 Ok(())
             } else {
                 Err(Error::NotLocked { lock: name })
             };
         };
-        held.count -= 1;
-        if held.count > 0 {
+        if held.count > 1 {
+            held.count -= 1;
             return Ok(());
         }
-        let marked = held.marked;
-        self.locks.remove(name);
-        if marked {
-            Ok(())
-        } else {
-            self.unlock_range(name)
+        if !held.marked
+            && let Err(error) = self.unlock_range(name)
+        {
+            // Another thread has it, and can still give it back.
+            if !matches!(error, Error::WrongThread { .. }) {
+                self.locks.remove(name);
+            }
+            return Err(error);
         }
+        self.locks.remove(name);
+        Ok(())
     }
 
     /// Runs `work` with a lock, which is given back whatever happens.
@@ -149,24 +204,7 @@ impl Tdb {
             return Err(Error::LockOrder { lock });
         }
         for _ in 0..4 {
-            if let Some(file) = self.lock_file() {
-                let until = wait.deadline();
-                let all = acquire_gradually(file, chains_range(self.geometry), kind, until)
-                    .and_then(|got| {
-                        Ok(got && acquire(file, records_range(self.geometry), kind, until)?)
-                    });
-                match all {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        self.release_all_bytes()?;
-                        return Err(self.busy(lock));
-                    }
-                    Err(error) => {
-                        self.release_all_bytes()?;
-                        return Err(self.storage.io_error("lock", error));
-                    }
-                }
-            }
+            self.take_all(kind, wait)?;
             self.locks.all = Some(HeldAll {
                 kind,
                 count: 1,
@@ -177,17 +215,79 @@ impl Tdb {
                 Ok(false) => return Ok(()),
                 Ok(true) => {
                     self.locks.all = None;
-                    self.release_all_bytes()?;
+                    self.release_all()?;
                     self.recover_lazily()?;
                 }
                 Err(error) => {
                     self.locks.all = None;
-                    self.release_all_bytes()?;
+                    self.release_all()?;
                     return Err(error);
                 }
             }
         }
         Err(self.busy(lock))
+    }
+
+    /// Takes all records, without counting.
+    fn take_all(&mut self, kind: LockKind, wait: Wait) -> Result<()> {
+        let lock = LockName::AllRecords;
+        if let Some(mutexes) = self.mutexes() {
+            let mut patience = self.patience(wait);
+            let taken = robust::lock_all(mutexes, kind, &mut patience)
+                .map_err(|error| self.mutex_error(lock, error))?;
+            if !taken {
+                return Err(self.busy(lock));
+            }
+            let rest = self.take_records(kind, &mut patience);
+            self.locks.all_thread = Some(thread::current().id());
+            if let Err(error) = rest {
+                self.release_all()?;
+                return Err(error);
+            }
+            return Ok(());
+        }
+        let Some(file) = self.lock_file() else {
+            return Ok(());
+        };
+        let mut patience = self.patience(wait);
+        let chains = chains_range(self.geometry);
+        let all = match acquire_gradually(file, chains, kind, &mut patience) {
+            Ok(true) => self.take_records(kind, &mut patience),
+            Ok(false) => Err(self.busy(lock)),
+            Err(error) => Err(self.storage.io_error("lock", error)),
+        };
+        if all.is_err() {
+            self.release_all_bytes()?;
+        }
+        all
+    }
+
+    /// The second part of the lock on all records: the bytes of the records.
+    fn take_records(&self, kind: LockKind, patience: &mut Patience<'_>) -> Result<()> {
+        let Some(file) = self.lock_file() else {
+            return Ok(());
+        };
+        match acquire(file, records_range(self.geometry), kind, patience) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.busy(LockName::AllRecords)),
+            Err(error) => Err(self.storage.io_error("lock", error)),
+        }
+    }
+
+    /// Gives all records back, as [`Self::take_all`] took them.
+    pub(crate) fn release_all(&mut self) -> Result<()> {
+        let lock = LockName::AllRecords;
+        let unlocked = if let Some(mutexes) = self.mutexes() {
+            // The state is not to be touched by who does not have the mutex.
+            if self.locks.all_thread != Some(thread::current().id()) {
+                return Err(Error::WrongThread { lock });
+            }
+            robust::unlock_all(mutexes).map_err(|error| self.mutex_error(lock, error))
+        } else {
+            Ok(())
+        };
+        self.locks.all_thread = None;
+        unlocked.and(self.release_all_bytes())
     }
 
     /// Gives back `[168, infinity)`, and takes the record locks of our own traverses again, which
@@ -200,6 +300,21 @@ impl Tdb {
         Ok(())
     }
 
+    /// Gives back the mutexes of a handle that is being dropped. What another thread holds stays:
+    /// it goes to the next who wants it when that thread ends.
+    pub(crate) fn abandon_mutexes(&mut self) {
+        if self.mutexes().is_none() {
+            return;
+        }
+        let held: Vec<LockName> = self.locks.on_data().collect();
+        for name in held {
+            let _ = self.unlock_range(name);
+        }
+        if self.locks.all_thread.is_some() {
+            let _ = self.release_all();
+        }
+    }
+
     /// Makes an upgradable lock on all records exclusive (B.5).
     pub(crate) fn upgrade_all(&mut self) -> Result<()> {
         let lock = LockName::AllRecords;
@@ -207,7 +322,14 @@ impl Tdb {
             Some(all) if all.upgradable && all.count == 1 => {}
             _ => return Err(Error::LockOrder { lock }),
         }
-        self.lock_range(lock, LockKind::Exclusive, self.wait)?;
+        if let Some(mutexes) = self.mutexes() {
+            let mut patience = self.patience(self.wait);
+            robust::upgrade_all(mutexes, &mut patience)
+                .map_err(|error| self.mutex_error(lock, error))?;
+            self.take_records(LockKind::Exclusive, &mut patience)?;
+        } else {
+            self.lock_range(lock, LockKind::Exclusive, self.wait)?;
+        }
         self.locks.all = Some(HeldAll {
             kind: LockKind::Exclusive,
             count: 1,
@@ -236,17 +358,20 @@ impl Tdb {
         if self.running.is_some() {
             return Err(Error::InTransaction);
         }
-        all.count -= 1;
-        if all.count > 0 {
+        if all.count > 1 {
+            all.count -= 1;
             return Ok(());
         }
-        let marked = all.marked;
-        self.locks.all = None;
-        if marked {
-            Ok(())
-        } else {
-            self.release_all_bytes()
+        if !all.marked
+            && let Err(error) = self.release_all()
+        {
+            if !matches!(error, Error::WrongThread { .. }) {
+                self.locks.all = None;
+            }
+            return Err(error);
         }
+        self.locks.all = None;
+        Ok(())
     }
 
     /// Locks the chain of `key`: what follows under it is one atomic step to others. Locks are
@@ -289,8 +414,13 @@ impl Tdb {
 
     /// As [`Self::mark_all`], for the chain of `key`. Undone by [`Self::chain_unlock`].
     pub fn mark_chain(&mut self, key: &[u8]) -> Result<()> {
+        self.mark_chain_number(self.chain_of(key))
+    }
+
+    /// As [`Self::mark_chain`], for the chain with that number.
+    pub fn mark_chain_number(&mut self, chain: u32) -> Result<()> {
         self.writable()?;
-        let lock = LockName::Chain(self.chain_of(key));
+        let lock = LockName::Chain(chain);
         if self.locks.all.is_some() || self.locks.find(lock).is_some() {
             return Err(Error::LockOrder { lock });
         }

@@ -4,14 +4,20 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::error::{Error, Fault, Result};
-use crate::format::{ByteOrder, DEFAULT_HASH_SIZE, Geometry, HEADER_LEN, Header, HeaderFault};
+use crate::format::{
+    ByteOrder, DEFAULT_HASH_SIZE, FEATURE_MUTEX, Geometry, HEADER_LEN, Header, HeaderFault,
+    RWLOCKS_FEATURES,
+};
 use crate::handle::Tdb;
 use crate::hash::HashKind;
 use crate::lock::{LockKind, LockName, LockTable, Wait, acquire, release};
-use crate::storage::{Backing, Storage};
+use crate::mutex::{self, MutexArea};
+use crate::storage::{Access, Backing, Storage};
 
 bitflags::bitflags! {
     /// Open flags of libtdb, with its numbers (A.5).
@@ -23,7 +29,7 @@ bitflags::bitflags! {
         const INTERNAL = 0x002;
         /// Take no locks.
         const NOLOCK = 0x004;
-        /// Accepted; this engine maps nothing.
+        /// Do not map the file: a system call for every access.
         const NOMMAP = 0x008;
         /// Create in the other byte order.
         const CONVERT = 0x010;
@@ -39,7 +45,7 @@ bitflags::bitflags! {
         const DISALLOW_NESTING = 0x400;
         /// Create with the Jenkins hash.
         const INCOMPATIBLE_HASH = 0x800;
-        /// Robust mutexes instead of chain locks: refused, not built yet.
+        /// Robust mutexes instead of chain locks.
         const MUTEX_LOCKING = 0x1000;
     }
 }
@@ -86,11 +92,20 @@ fn effective_flags(options: &OpenOptions) -> Result<OpenFlags> {
         flags.insert(OpenFlags::NOLOCK);
     }
     let nesting = OpenFlags::ALLOW_NESTING | OpenFlags::DISALLOW_NESTING;
+    let unmapped = OpenFlags::MUTEX_LOCKING | OpenFlags::NOMMAP;
+    let swapped = OpenFlags::MUTEX_LOCKING | OpenFlags::CONVERT;
     if flags.contains(nesting)
-        || flags.contains(OpenFlags::MUTEX_LOCKING)
+        || flags.contains(unmapped)
+        || flags.contains(swapped)
         || flags.contains(OpenFlags::INTERNAL)
     {
         return Err(Error::BadFlags(flags.bits()));
+    }
+    if flags.contains(OpenFlags::MUTEX_LOCKING) {
+        if !mutex::supported() {
+            return Err(Error::NoMutexes);
+        }
+        flags.insert(OpenFlags::INCOMPATIBLE_HASH);
     }
     if std::env::var_os("TDB_NO_FSYNC").is_some() {
         flags.insert(OpenFlags::NOSYNC);
@@ -104,6 +119,7 @@ struct Opening<'a> {
     path: &'a Path,
     options: &'a OpenOptions,
     flags: OpenFlags,
+    cancelled: Option<&'a AtomicBool>,
 }
 
 impl Opening<'_> {
@@ -124,7 +140,8 @@ impl Opening<'_> {
         if !self.locked() {
             return Ok(true);
         }
-        acquire(&self.file, name.range(), kind, wait.deadline()).map_err(self.io("lock"))
+        let mut patience = wait.patience().until_cancelled(self.cancelled);
+        acquire(&self.file, name.range(), kind, &mut patience).map_err(self.io("lock"))
     }
 
     fn lock(&self, name: LockName, kind: LockKind) -> Result<()> {
@@ -148,9 +165,26 @@ impl Opening<'_> {
     fn create(&self) -> Result<()> {
         let (header, geometry) = new_header(self.options, self.flags, self.path)?;
         self.file.set_len(0).map_err(self.io("truncate"))?;
-        // The heads are written, not left as a hole: a full disk must show here.
+        if header.has_mutexes() {
+            // The first header is for recognising the file only. Written last: until then the
+            // file is no more than the beginning of one.
+            self.write_empty(u64::from(header.mutex_size), &header, geometry)?;
+            MutexArea::map(&self.file, header.hash_size)
+                .and_then(|area| area.initialise())
+                .map_err(self.io("make the mutexes of"))?;
+            return self
+                .file
+                .write_all_at(&header.encode(), 0)
+                .map_err(self.io("create"));
+        }
+        self.write_empty(0, &header, geometry)
+    }
+
+    /// Writes header, freelist head and chain heads.
+    fn write_empty(&self, base: u64, header: &Header, geometry: Geometry) -> Result<()> {
+        // All of it is written, nothing left as a hole: a full disk must show here, not as a SIGBUS.
         let zeros = [0u8; 8192];
-        let (mut at, end) = (u64::from(HEADER_LEN), u64::from(geometry.data_start()));
+        let (mut at, end) = (0, base + u64::from(geometry.data_start()));
         while at < end {
             let piece = (end - at).min(zeros.len() as u64) as usize;
             self.file
@@ -159,8 +193,42 @@ impl Opening<'_> {
             at += piece as u64;
         }
         self.file
-            .write_all_at(&header.encode(), 0)
+            .write_all_at(&header.encode(), base)
             .map_err(self.io("create"))
+    }
+
+    /// The mutex area of a file that has one and that this handle locks (A.6 step 7). `alone`:
+    /// nobody else has it open.
+    fn mutexes(&self, header: &Header, alone: bool) -> Result<Option<MutexArea>> {
+        if !header.has_mutexes() || !self.locked() {
+            return Ok(None);
+        }
+        let ours = self.flags.contains(OpenFlags::MUTEX_LOCKING)
+            && header.order == ByteOrder::NATIVE
+            && mutex::area_size(header.hash_size) == Some(header.mutex_size);
+        if !ours {
+            return Err(Error::MutexFile {
+                path: self.path.to_path_buf(),
+            });
+        }
+        let physical = self
+            .file
+            .metadata()
+            .map_err(self.io("ask the size of"))?
+            .len();
+        if physical < u64::from(header.mutex_size) {
+            return Err(Error::Corrupt {
+                path: self.path.to_path_buf(),
+                offset: 0,
+                fault: Fault::Truncated,
+            });
+        }
+        let area =
+            MutexArea::map(&self.file, header.hash_size).map_err(self.io("map the mutexes of"))?;
+        if alone {
+            area.initialise().map_err(self.io("make the mutexes of"))?;
+        }
+        Ok(Some(area))
     }
 
     /// The header, `None` if there is none yet.
@@ -209,14 +277,31 @@ fn new_header(options: &OpenOptions, flags: OpenFlags, path: &Path) -> Result<(H
     } else {
         HashKind::Old
     };
-    Ok((Header::new(order, hash, hash_size), geometry))
+    let mut header = Header::new(order, hash, hash_size);
+    if flags.contains(OpenFlags::MUTEX_LOCKING) {
+        header.rwlocks = RWLOCKS_FEATURES;
+        header.features = FEATURE_MUTEX;
+        header.mutex_size = mutex::area_size(hash_size).ok_or_else(|| Error::Header {
+            path: path.to_path_buf(),
+            fault: HeaderFault::HashSize(hash_size),
+        })?;
+    }
+    Ok((header, geometry))
 }
 
 impl Tdb {
     /// Opens or creates the file at `path` (A.6). Waits for the open lock; recovers what a crashed
     /// commit left. Cost: some ten system calls.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let path = path.as_ref();
+        Self::open_cancelled_by(path.as_ref(), options, None)
+    }
+
+    /// Opens a database; `cancelled` ends this and every later wait of the handle.
+    pub(crate) fn open_cancelled_by(
+        path: &Path,
+        options: &OpenOptions,
+        cancelled: Option<&Arc<AtomicBool>>,
+    ) -> Result<Self> {
         let flags = effective_flags(options)?;
         let file = File::options()
             .read(true)
@@ -224,7 +309,7 @@ impl Tdb {
             .create(options.create && !options.read_only)
             .mode(options.mode)
             // A FIFO or device in place of the file must not make us wait.
-            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|source| Error::Io {
                 doing: "open",
@@ -236,6 +321,7 @@ impl Tdb {
             path,
             options,
             flags,
+            cancelled: cancelled.map(|flag| &**flag),
         };
         let metadata = opening
             .file
@@ -264,18 +350,22 @@ impl Tdb {
                 fault: HeaderFault::Short,
             })?
         };
-        if header.has_mutexes() && !flags.contains(OpenFlags::NOLOCK) {
-            return Err(Error::MutexFile {
-                path: path.to_path_buf(),
-            });
-        }
-        if clear {
-            if first {
+        let by_mutexes = header.has_mutexes() && opening.locked();
+        // libtdb takes the active lock of such a file only if it comes first, so that the next to
+        // find it free makes the mutexes new under those who came second (I.3). Here all take it.
+        let alone = by_mutexes
+            && !clear
+            && opening.try_lock(LockName::Active, LockKind::Exclusive, Wait::Try)?;
+        let mutexes = opening.mutexes(&header, alone)?;
+        if clear || by_mutexes {
+            if first || alone {
                 opening.unlock(LockName::Active)?;
             }
             opening.lock(LockName::Active, LockKind::Shared)?;
         }
         let mut tdb = Self::assemble(Backing::File(opening.file), path, &header, options, flags)?;
+        tdb.mutexes = mutexes;
+        tdb.cancelled = cancelled.cloned();
         if !tdb.read_only {
             tdb.recover_if_needed()?;
         }
@@ -285,7 +375,8 @@ impl Tdb {
 
     /// An empty database in memory, with the Jenkins hash unless `options` say otherwise.
     pub fn internal(options: &OpenOptions) -> Result<Self> {
-        let flags = options.flags | OpenFlags::NOLOCK | OpenFlags::INCOMPATIBLE_HASH;
+        let flags = (options.flags | OpenFlags::NOLOCK | OpenFlags::INCOMPATIBLE_HASH)
+            .difference(OpenFlags::MUTEX_LOCKING);
         let path = PathBuf::from("(memory)");
         let (header, geometry) = new_header(options, flags, &path)?;
         let mut bytes = Vec::new();
@@ -323,7 +414,12 @@ impl Tdb {
         let geometry = Geometry::new(header.hash_size)
             .ok_or(refuse(HeaderFault::HashSize(header.hash_size)))?;
         let hash = header.hash().map_err(refuse)?;
-        let mut storage = Storage::new(backing, path, header.mutex_size, header.order)?;
+        let access = match (flags.contains(OpenFlags::NOMMAP), options.read_only) {
+            (true, _) => Access::Calls,
+            (false, true) => Access::MapToRead,
+            (false, false) => Access::MapToWrite,
+        };
+        let mut storage = Storage::new(backing, path, header.mutex_size, header.order, access)?;
         storage.covers(0, geometry.data_start())?;
         if header.has_mutexes() {
             // The second header is the one that counts from here on.
@@ -351,6 +447,8 @@ impl Tdb {
             positions: Vec::new(),
             read_traverses: 0,
             running: None,
+            mutexes: None,
+            cancelled: None,
         })
     }
 }
@@ -364,7 +462,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for flags in [
             OpenFlags::ALLOW_NESTING | OpenFlags::DISALLOW_NESTING,
-            OpenFlags::MUTEX_LOCKING,
+            OpenFlags::MUTEX_LOCKING | OpenFlags::NOMMAP,
             OpenFlags::INTERNAL,
         ] {
             let options = OpenOptions {

@@ -121,21 +121,6 @@ impl Tdb {
         Ok(None)
     }
 
-    /// Whether the record's key is `key`.
-    fn key_is(&mut self, found: &Found, key: &[u8]) -> Result<bool> {
-        let mut buf = [0; 256];
-        let mut at = found.offset + RECORD_LEN;
-        for part in key.chunks(buf.len()) {
-            let buf = &mut buf[..part.len()];
-            self.storage.read(at, buf)?;
-            if buf != part {
-                return Ok(false);
-            }
-            at += part.len() as u32;
-        }
-        Ok(true)
-    }
-
     /// The record of `key`. Chain locked.
     pub(crate) fn find(&mut self, key: &[u8], hash: u32) -> Result<Option<Found>> {
         self.walk_chain(self.geometry.chain(hash), |tdb, found| {
@@ -143,7 +128,7 @@ impl Tdb {
             let same = record.kind() == RecordKind::Used
                 && record.full_hash == hash
                 && record.key_len as usize == key.len()
-                && tdb.key_is(&found, key)?;
+                && tdb.storage.equals(found.offset + RECORD_LEN, key)?;
             Ok(if same {
                 ControlFlow::Break(found)
             } else {

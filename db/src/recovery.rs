@@ -111,8 +111,10 @@ impl Tdb {
     fn reclaim(&mut self, record: &RecordHeader, area: u32, area_end: u32) -> Result<Option<u32>> {
         self.storage.refresh()?;
         let end = self.storage.size() & !3;
-        let old_end = record.key_len;
-        if old_end < self.geometry.data_start() || !old_end.is_multiple_of(4) {
+        let Some(old_end) = record.key_len.checked_next_multiple_of(4) else {
+            return Ok(None);
+        };
+        if old_end < self.geometry.data_start() {
             return Ok(None);
         }
         let mut gaps: Vec<_> = self.former_area(record, area)?.into_iter().collect();

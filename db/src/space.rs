@@ -351,23 +351,19 @@ impl Tdb {
         if !self.storage.in_overlay() {
             self.storage.refresh()?;
         }
-        let current = self.storage.size();
-        // A crash, or a file cut at an odd place, must not make records begin at odd offsets.
-        let addition = expansion(current, wanted, self.storage.page());
-        if !current.is_multiple_of(4) || addition < wanted.max(RECORD_LEN + TAILER_LEN) {
-            return Err(Error::NoSpace {
-                path: self.path().to_path_buf(),
-                wanted,
-            });
+        // A file that was cut at an odd place: records begin at the next offset where they may.
+        let end = self.storage.size();
+        let no_space = || Error::NoSpace {
+            path: self.path().to_path_buf(),
+            wanted,
+        };
+        let current = end.checked_next_multiple_of(4).ok_or_else(no_space)?;
+        let addition = expansion(current, wanted, self.storage.page()) & !3;
+        if addition < wanted.max(RECORD_LEN + TAILER_LEN) || current.checked_add(addition).is_none()
+        {
+            return Err(no_space());
         }
-        let addition = addition & !3;
-        if current.checked_add(addition).is_none() {
-            return Err(Error::NoSpace {
-                path: self.path().to_path_buf(),
-                wanted,
-            });
-        }
-        self.storage.grow(addition)?;
+        self.storage.grow(current - end + addition)?;
         let rec_len = addition - RECORD_LEN;
         let left = self.free_left_neighbour(current)?.map(|(left, _)| left);
         self.free(

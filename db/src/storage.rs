@@ -1,8 +1,9 @@
 //! Bytes of a file by logical offset: every access is checked, and inside a transaction goes to
 //! copies of the blocks that it changed.
 //!
-//! Reads and writes are `pread` and `pwrite`: a file truncated under us gives an error and never a
-//! SIGBUS, and Linux keeps them coherent with the shared maps of libtdb (A.7).
+//! A file is mapped ([`crate::map`]), with `pread` and `pwrite` where it is not or the map does not
+//! reach; Linux keeps the two coherent, also for libtdb (A.7). A file truncated under us gives an
+//! error either way: through the map the access sees zeros, and the map tells.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Fault, Result};
 use crate::format::{ByteOrder, FILL_WORD, RECORD_LEN, RecordHeader};
+use crate::map::Map;
 
 /// Where the bytes are.
 #[derive(Debug)]
@@ -178,12 +180,39 @@ pub(crate) struct Storage {
     order: ByteOrder,
     page: u32,
     overlay: Option<Overlay>,
+    /// The file from `base` on, as long as it was when last looked at.
+    map: Option<Map>,
+    access: Access,
 }
+
+/// How the bytes of a file are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// By system calls.
+    Calls,
+    /// By a map for reading.
+    MapToRead,
+    /// By a map for reading and writing.
+    MapToWrite,
+}
+
+/// Address space beyond a file's end, so that growth does not move the map: a quarter of the file,
+/// and not less than this.
+const LEAST_RESERVE: usize = 1 << 20;
 
 impl Storage {
     /// Logical offset 0 lies at physical `base`.
-    pub(crate) fn new(backing: Backing, path: &Path, base: u32, order: ByteOrder) -> Result<Self> {
+    pub(crate) fn new(
+        backing: Backing,
+        path: &Path,
+        base: u32,
+        order: ByteOrder,
+        access: Access,
+    ) -> Result<Self> {
         let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+        // A file of a machine with smaller pages cannot be mapped at its base.
+        let mappable = matches!(backing, Backing::File(_)) && base.is_multiple_of(page);
+        let access = if mappable { access } else { Access::Calls };
         let base = u64::from(base);
         let path = path.to_path_buf();
         let mut storage = Self {
@@ -194,6 +223,8 @@ impl Storage {
             order,
             page,
             overlay: None,
+            map: None,
+            access,
         };
         storage.refresh()?;
         Ok(storage)
@@ -279,13 +310,66 @@ impl Storage {
             }
             None => self.size = size,
         }
+        self.follow(size);
         Ok(())
+    }
+
+    /// Makes the map `size` bytes long.
+    fn follow(&mut self, size: u32) {
+        if self.access == Access::Calls {
+            return;
+        }
+        let len = size as usize;
+        let sound = |map: &mut Map| !map.has_faulted() && map.set_len(len);
+        if self.map.as_mut().is_some_and(sound) {
+            return;
+        }
+        // Before the new one, so that not both need address space.
+        self.map = None;
+        if let Backing::File(file) = &self.backing
+            && len > 0
+        {
+            let reserve = (len / 4).max(LEAST_RESERVE);
+            let writable = self.access == Access::MapToWrite;
+            // Without a map it goes on by system calls.
+            self.map = Map::new(file, self.base, len, reserve, writable).ok();
+        }
+    }
+
+    /// The map, when it shows what a reader should see.
+    #[inline]
+    fn plain_map(&self) -> Option<&Map> {
+        if self.overlay.is_none() {
+            self.map.as_ref()
+        } else {
+            None
+        }
+    }
+
+    /// After an access through the map at `offset`: whether there was something.
+    #[inline]
+    fn was_there(&self, map: &Map, offset: u32) -> Result<()> {
+        if map.has_faulted() {
+            return Err(self.lost(offset));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn lost(&self, offset: u32) -> Error {
+        let physical = self.base + u64::from(offset);
+        let fault = match self.backing.len() {
+            Ok(len) if physical < len => Fault::Unreadable,
+            _ => Fault::Truncated,
+        };
+        self.corrupt(offset, fault)
     }
 
     /// Checks that `len` bytes at `offset` are inside the file.
     pub(crate) fn covers(&mut self, offset: u32, len: u32) -> Result<()> {
         let inside = |size: u32| offset.checked_add(len).is_some_and(|end| end <= size);
-        if inside(self.size) {
+        let sound = !self.map.as_ref().is_some_and(Map::has_faulted);
+        if sound && inside(self.size) {
             return Ok(());
         }
         self.refresh()?;
@@ -303,6 +387,11 @@ impl Storage {
 
     /// Reads the file itself, below a transaction.
     pub(crate) fn read_below(&self, offset: u32, buf: &mut [u8]) -> Result<()> {
+        if let Some(map) = &self.map
+            && map.read(offset as usize, buf)
+        {
+            return self.was_there(map, offset);
+        }
         self.backing
             .read_at(self.base + u64::from(offset), buf)
             .map_err(|e| {
@@ -316,6 +405,23 @@ impl Storage {
 
     /// Writes the file itself, below a transaction.
     pub(crate) fn write_below(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        if self.access == Access::MapToWrite
+            && let Some(map) = &self.map
+        {
+            let at = offset as usize;
+            let written = match data.as_array::<4>() {
+                Some(word) if at.is_multiple_of(4) => map.store(at, u32::from_ne_bytes(*word)),
+                _ => map.write(at, data),
+            };
+            if written {
+                return self.was_there(map, offset);
+            }
+        }
+        self.write_last(offset, data)
+    }
+
+    /// Writes the file itself by a system call, which also sets its modification time.
+    pub(crate) fn write_last(&mut self, offset: u32, data: &[u8]) -> Result<()> {
         self.backing
             .write_at(self.base + u64::from(offset), data)
             .map_err(|e| Error::Io {
@@ -327,6 +433,12 @@ impl Storage {
 
     /// Reads `buf.len()` bytes at `offset`.
     pub(crate) fn read(&mut self, offset: u32, buf: &mut [u8]) -> Result<()> {
+        if let Some(map) = self.plain_map()
+            && map.read(offset as usize, buf)
+            && !map.has_faulted()
+        {
+            return Ok(());
+        }
         let len = u32::try_from(buf.len()).map_err(|_| Error::TooLarge(buf.len() as u64))?;
         self.covers(offset, len)?;
         if self.overlay.is_none() {
@@ -398,22 +510,88 @@ impl Storage {
 
     /// Reads `len` bytes into a new vector.
     pub(crate) fn read_vec(&mut self, offset: u32, len: u32) -> Result<Vec<u8>> {
-        // Before the allocation, so that a damaged length cannot ask for more than the file has.
-        self.covers(offset, len)?;
         let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(len as usize)
-            .map_err(|_| Error::NoMemory(len as usize))?;
-        bytes.resize(len as usize, 0);
-        self.read(offset, &mut bytes)?;
+        self.append_to(offset, len, &mut bytes)?;
         Ok(bytes)
     }
 
+    /// Appends `len` bytes to a vector.
+    pub(crate) fn append_to(&mut self, offset: u32, len: u32, bytes: &mut Vec<u8>) -> Result<()> {
+        // Before the allocation, so that a damaged length cannot ask for more than the file has.
+        self.covers(offset, len)?;
+        let before = bytes.len();
+        let wanted = len as usize;
+        bytes
+            .try_reserve_exact(wanted)
+            .map_err(|_| Error::NoMemory(wanted))?;
+        if let Some(map) = self.plain_map()
+            && map.append_to(offset as usize, wanted, bytes)
+        {
+            return self.was_there(map, offset);
+        }
+        bytes.resize(before + wanted, 0);
+        self.read(offset, &mut bytes[before..])
+    }
+
+    /// Whether the bytes at `offset` are `expected`.
+    #[inline]
+    pub(crate) fn equals(&mut self, offset: u32, expected: &[u8]) -> Result<bool> {
+        if let Some(map) = self.plain_map()
+            && let Some(same) = map.equals(offset as usize, expected)
+        {
+            self.was_there(map, offset)?;
+            return Ok(same);
+        }
+        let mut buf = [0; 256];
+        let mut at = offset;
+        for part in expected.chunks(buf.len()) {
+            let buf = &mut buf[..part.len()];
+            self.read(at, buf)?;
+            if buf != part {
+                return Ok(false);
+            }
+            at += part.len() as u32;
+        }
+        Ok(true)
+    }
+
+    /// A word as the machine read it, in the file's order.
+    #[inline]
+    fn ordered(&self, word: u32) -> u32 {
+        if self.order == ByteOrder::NATIVE {
+            word
+        } else {
+            word.swap_bytes()
+        }
+    }
+
     /// The word at `offset`.
+    #[inline]
     pub(crate) fn read_word(&mut self, offset: u32) -> Result<u32> {
+        if let Some(map) = self.plain_map()
+            && let Some(word) = map.load(offset as usize)
+            && !map.has_faulted()
+        {
+            return Ok(self.ordered(word));
+        }
         let mut bytes = [0; 4];
         self.read(offset, &mut bytes)?;
         Ok(self.order.word(bytes))
+    }
+
+    /// Adds one to a word in one step, as others see it. `false`: there is no map to do it in.
+    pub(crate) fn increment(&mut self, offset: u32) -> Result<bool> {
+        self.covers(offset, 4)?;
+        if self.access != Access::MapToWrite {
+            return Ok(false);
+        }
+        let Some(map) = self.plain_map() else {
+            return Ok(false);
+        };
+        let add = |word| self.ordered(self.ordered(word).wrapping_add(1));
+        let done = map.update(offset as usize, add);
+        self.was_there(map, offset)?;
+        Ok(done)
     }
 
     /// Writes a word.
@@ -422,7 +600,23 @@ impl Storage {
     }
 
     /// The record header at `offset`, unchecked.
+    #[inline]
     pub(crate) fn read_record(&mut self, offset: u32) -> Result<RecordHeader> {
+        if let Some(map) = self.plain_map()
+            && let Some(words) = map.load_words::<6>(offset as usize)
+            && !map.has_faulted()
+        {
+            let [next, rec_len, key_len, data_len, full_hash, magic] =
+                words.map(|word| self.ordered(word));
+            return Ok(RecordHeader {
+                next,
+                rec_len,
+                key_len,
+                data_len,
+                full_hash,
+                magic,
+            });
+        }
         let mut bytes = [0; RECORD_LEN as usize];
         self.read(offset, &mut bytes)?;
         Ok(RecordHeader::decode(&bytes, self.order))
@@ -462,7 +656,9 @@ impl Storage {
                     path: self.path.clone(),
                     source,
                 },
-            })
+            })?;
+        self.follow(new);
+        Ok(())
     }
 
     /// Puts everything written on stable storage.

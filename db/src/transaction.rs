@@ -18,6 +18,26 @@ pub(crate) struct Running {
     failed: bool,
     /// It runs under a lock on all records that the handle held before, and keeps.
     borrowed: bool,
+    /// The open lock is held.
+    opened: bool,
+    /// The old content is safe and armed; only writing the new is left.
+    prepared: Option<Prepared>,
+}
+
+impl Running {
+    /// Whether no more changes are allowed.
+    pub(crate) fn is_prepared(self) -> bool {
+        self.prepared.is_some()
+    }
+}
+
+/// A commit that has got as far as its recovery area (A.10 step 8).
+#[derive(Clone, Copy, Debug)]
+struct Prepared {
+    /// `None`: there is nothing to write.
+    area: Option<Area>,
+    /// Size of the file before.
+    old_end: u32,
 }
 
 /// Where the old content goes.
@@ -146,6 +166,58 @@ impl Tdb {
         self.end()
     }
 
+    /// Does all of a commit that can fail for want of locks, space or memory (A.10 steps 1 to 8):
+    /// waits for readers to leave, makes room, and puts the old content on stable storage. Only
+    /// [`Self::transaction_commit`] or [`Self::transaction_cancel`] may follow; nobody else reads or
+    /// writes until then, and a crash brings the old content back. Of a nested transaction: nothing.
+    /// If it fails the transaction is cancelled.
+    pub fn transaction_prepare_commit(&mut self) -> Result<()> {
+        let running = self.running.ok_or(Error::NoTransaction)?;
+        if running.depth > 0 {
+            return Ok(());
+        }
+        if running.is_prepared() {
+            return Err(Error::Prepared);
+        }
+        self.prepare()
+    }
+
+    /// Prepares, or cancels.
+    fn prepare(&mut self) -> Result<()> {
+        let refused = if self.running.is_some_and(|running| running.failed) {
+            Some(Error::NestedCancelled)
+        } else if self.locks.holds_data() {
+            Some(Error::LockOrder {
+                lock: LockName::AllRecords,
+            })
+        } else {
+            None
+        };
+        if let Some(error) = refused {
+            self.end()?;
+            return Err(error);
+        }
+        let old_end = self.storage.size_below();
+        let area = if self.storage.has_changes() {
+            let armed = self
+                .lock_for_commit()
+                .and_then(|()| self.save_old_content(old_end));
+            match armed {
+                Ok(area) => Some(area),
+                Err(error) => {
+                    self.end()?;
+                    return Err(error);
+                }
+            }
+        } else {
+            None
+        };
+        if let Some(running) = &mut self.running {
+            running.prepared = Some(Prepared { area, old_end });
+        }
+        Ok(())
+    }
+
     /// Makes the changes permanent. Waits for readers to leave. When it returns, they are on stable
     /// storage (unless the handle has `NOSYNC`); on an error before the last step the old content
     /// is back, and the error of the last sync alone leaves open which of the two a crash of the
@@ -156,32 +228,24 @@ impl Tdb {
             running.depth -= 1;
             return Ok(());
         }
-        if running.failed {
-            self.end()?;
-            return Err(Error::NestedCancelled);
+        if !running.is_prepared() {
+            self.prepare()?;
         }
-        if self.locks.holds_data() {
-            self.end()?;
-            return Err(Error::LockOrder {
-                lock: LockName::AllRecords,
-            });
-        }
-        if !self.storage.has_changes() {
-            return self.end();
-        }
-        let before = self.storage.size_below();
-        let grew = self.storage.size() > before;
-        let mut opened = false;
-        let result = self.commit_locked(&mut opened);
-        let ended = self.end();
-        // Given back last, as libtdb does.
-        let closed = if opened {
-            self.unlock_range(LockName::Open)
-        } else {
-            Ok(())
+        let Some(prepared) = self.running.and_then(|running| running.prepared) else {
+            return Err(Error::NoTransaction);
         };
-        result.and(ended).and(closed)?;
-        if grew {
+        let grew = self.storage.size() > prepared.old_end;
+        let result = match prepared.area {
+            Some(area) => self.write_new_content(area),
+            None => Ok(()),
+        };
+        // The area is disarmed, or the old content is back.
+        if let Some(running) = &mut self.running {
+            running.prepared = None;
+        }
+        let ended = self.end();
+        result.and(ended)?;
+        if grew && prepared.area.is_some() {
             self.repack_if_scattered();
         }
         Ok(())
@@ -190,31 +254,54 @@ impl Tdb {
     /// Drops what is left of the transaction and gives its locks back.
     fn end(&mut self) -> Result<()> {
         self.storage.abandon();
-        let borrowed = self.running.take().is_some_and(|running| running.borrowed);
-        self.give_back(borrowed)
+        let running = self.running.take().unwrap_or_default();
+        let recovered = if running
+            .prepared
+            .is_some_and(|prepared| prepared.area.is_some())
+        {
+            // Our own crash recovery, while we have the file to ourselves. It also makes what the
+            // file grew by free space. If it fails the area stays armed, and the next to lock the
+            // file does it.
+            self.recover_if_needed().map(|_| ())
+        } else {
+            Ok(())
+        };
+        let given = self.give_back(running.borrowed);
+        // Given back last, as libtdb does.
+        let closed = if running.opened {
+            self.unlock_range(LockName::Open)
+        } else {
+            Ok(())
+        };
+        recovered.and(given).and(closed)
     }
 
     fn give_back(&mut self, borrowed: bool) -> Result<()> {
         if borrowed {
             return Ok(());
         }
-        let all = if self.locks.all.take().is_some() {
-            self.release_all_bytes()
+        let all = if self.locks.all.is_some() {
+            self.release_all()
         } else {
             Ok(())
         };
+        // Another thread could still give it back.
+        if !matches!(all, Err(Error::WrongThread { .. })) {
+            self.locks.all = None;
+        }
         let transaction = self.unlock(LockName::Transaction);
         all.and(transaction)
     }
 
-    /// Commits; says in `opened` whether the open lock was taken.
-    fn commit_locked(&mut self, opened: &mut bool) -> Result<()> {
+    fn lock_for_commit(&mut self) -> Result<()> {
         if !self.running.is_some_and(|running| running.borrowed) {
             self.upgrade_all()?;
         }
         self.lock_range(LockName::Open, LockKind::Exclusive, self.wait)?;
-        *opened = true;
-        self.commit_blocks()
+        if let Some(running) = &mut self.running {
+            running.opened = true;
+        }
+        Ok(())
     }
 
     fn durable(&mut self) -> Result<()> {
@@ -224,8 +311,9 @@ impl Tdb {
         self.storage.sync()
     }
 
-    fn commit_blocks(&mut self) -> Result<()> {
-        let old_end = self.storage.size_below();
+    /// Saves what the changed blocks hold now, arms the recovery area, and grows the file (A.10
+    /// steps 4 to 8).
+    fn save_old_content(&mut self, old_end: u32) -> Result<Area> {
         let area = self.place_area(old_end)?;
         let area_end = area.offset + RECORD_LEN + area.capacity;
         let order = self.storage.order();
@@ -253,18 +341,32 @@ impl Tdb {
         // Armed: from here on a crash brings the old content back.
         let armed = order.bytes(RECOVERY_MAGIC);
         self.storage.write_below(area.offset + MAGIC_AT, &armed)?;
-        let written = self
-            .durable()
-            .and_then(|()| self.write_blocks(old_end, area, area_end));
-        if let Err(error) = written {
-            // Our own crash recovery, while we have the file to ourselves. If it fails too, the
-            // area stays armed and the next to lock the file does it.
+        let ready = self.durable().and_then(|()| {
+            let size = self.storage.size();
+            if self.storage.size_below() < size {
+                let below = self.storage.size_below().max(old_end);
+                self.storage.grow_below(below, size)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = ready {
             self.storage.abandon();
             self.recover_if_needed()?;
             return Err(error);
         }
-        // The commit point. `pwrite` has set the modification time.
-        self.storage.write_below(area.offset + MAGIC_AT, &[0; 4])?;
+        Ok(area)
+    }
+
+    /// Writes the changed blocks and disarms the recovery area (A.10 steps 9 to 12).
+    fn write_new_content(&mut self, area: Area) -> Result<()> {
+        let area_end = area.offset + RECORD_LEN + area.capacity;
+        if let Err(error) = self.write_blocks(area, area_end) {
+            self.storage.abandon();
+            self.recover_if_needed()?;
+            return Err(error);
+        }
+        // The commit point.
+        self.storage.write_last(area.offset + MAGIC_AT, &[0; 4])?;
         self.durable()?;
         if area.former != 0 {
             // The former area is free now.
@@ -273,12 +375,7 @@ impl Tdb {
         Ok(())
     }
 
-    fn write_blocks(&mut self, old_end: u32, area: Area, area_end: u32) -> Result<()> {
-        let size = self.storage.size();
-        if self.storage.size_below() < size {
-            let below = self.storage.size_below().max(old_end);
-            self.storage.grow_below(below, size)?;
-        }
+    fn write_blocks(&mut self, area: Area, area_end: u32) -> Result<()> {
         for (start, len) in self.storage.changed_ranges() {
             for (from, to) in around(start, start + len, area.offset, area_end) {
                 let mut block = vec![0; (to - from) as usize];
@@ -331,7 +428,9 @@ impl Tdb {
                 former: 0,
             });
         }
+        // A file that was cut at an odd place: an area begins at the next offset where it may.
         let size = self.storage.size();
+        let size = size.checked_next_multiple_of(4).unwrap_or(size & !3);
         let mut former = 0;
         let at = match existing {
             Some((offset, record)) if record.end(offset) == Some(size) => offset,

@@ -210,8 +210,8 @@ impl Tdb {
 
     /// Counts a change in the header, if this handle does that (A.8.1).
     ///
-    /// Outside a transaction under the lock of byte 48. A libtdb process that increments the word
-    /// in its map at the same moment does not take that lock, so one of the two counts can be lost.
+    /// Outside a transaction in one step in the map, as libtdb does; under the lock of byte 48 if
+    /// there is no map.
     pub(crate) fn count_change(&mut self) -> Result<()> {
         if !self.flags.contains(OpenFlags::SEQNUM) {
             return Ok(());
@@ -223,6 +223,9 @@ impl Tdb {
         };
         if self.running.is_some() {
             return increment(self);
+        }
+        if self.storage.increment(field::SEQUENCE_NUMBER as u32)? {
+            return Ok(());
         }
         self.with_lock(LockName::SequenceNumber, LockKind::Exclusive, increment)
     }

@@ -29,7 +29,7 @@ pub const PEERS: usize = 64;
 /// Bytes of the largest datagram that the guard can be given.
 pub const DATAGRAM: usize = 160;
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"ctdbdm01");
+const MAGIC: u64 = u64::from_ne_bytes(*b"ctdbdm02");
 const NEW: u32 = 0;
 const ARMED: u32 = 1;
 const LEFT: u32 = 2;
@@ -54,6 +54,12 @@ struct Page {
     magic: AtomicU64,
     creator: AtomicU32,
     state: AtomicU32,
+    /// Process number of the lock helper, 0: none; its start comes before it.
+    helper: AtomicU32,
+    /// When that process began, in the ticks of `/proc/PID/stat`.
+    helper_start: AtomicU64,
+    /// Until when the daemon, by its last sign of life, is entitled to a lock helper.
+    helper_until: AtomicU64,
     peers: [PeerCell; PEERS],
 }
 
@@ -227,6 +233,41 @@ impl Deadman {
     }
 }
 
+impl Deadman {
+    /// The lock helper that the guard ends when the daemon dies, or is silent for too long.
+    pub fn set_helper(&self, pid: Option<u32>) {
+        let page = page(&self.mapping);
+        page.helper.store(0, Ordering::Release);
+        if let Some(pid) = pid
+            && let Some(start) = started(pid)
+        {
+            page.helper_start.store(start, Ordering::Relaxed);
+            page.helper.store(pid, Ordering::Release);
+        }
+    }
+
+    /// The daemon works: it may keep its lock helper until then (boot-time clock, nanoseconds).
+    pub fn set_helper_until(&self, until: u64) {
+        page(&self.mapping)
+            .helper_until
+            .store(until, Ordering::Release);
+    }
+}
+
+/// Start of a process, the 22nd field of `/proc/PID/stat` (proc_pid_stat(5)). Allocates nothing.
+fn started(pid: u32) -> Option<u64> {
+    let mut path = arrayvec::ArrayString::<32>::new();
+    fmt::Write::write_fmt(&mut path, format_args!("/proc/{pid}/stat")).ok()?;
+    let mut file = std::fs::File::open(path.as_str()).ok()?;
+    let mut buffer = [0; 1024];
+    let length = io::Read::read(&mut file, &mut buffer).ok()?;
+    let text = &buffer[..length];
+    // The name, in parentheses, may hold anything; the third field is the first behind it.
+    let behind = text.iter().rposition(|byte| *byte == b')')? + 2;
+    let field = text.get(behind..)?.split(|byte| *byte == b' ').nth(19)?;
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
 /// The detector thread lives. Dropped in order, the guard goes without a word; dropped while the
 /// thread panics, it counts as a death.
 #[derive(Debug)]
@@ -340,6 +381,16 @@ impl Watcher {
                 false
             }
         }
+    }
+
+    /// The lock helper, if one is there and still the process that it was; with the time until
+    /// when the daemon is entitled to it.
+    pub fn helper(&self) -> Option<(u32, u64)> {
+        let page = page(&self.mapping);
+        let pid = page.helper.load(Ordering::Acquire);
+        let start = page.helper_start.load(Ordering::Relaxed);
+        let until = page.helper_until.load(Ordering::Acquire);
+        (pid != 0 && started(pid) == Some(start)).then_some((pid, until))
     }
 
     /// What to send, each a consistent copy.

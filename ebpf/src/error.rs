@@ -11,6 +11,22 @@ pub enum Error {
         /// One line that names it and the remedy.
         lacks: String,
     },
+    /// The machine lacks something that tracking or destroying connections in the kernel needs.
+    #[error("the kernel cannot {what} here: {lacks}")]
+    Lacking {
+        /// What it cannot do.
+        what: &'static str,
+        /// One line that names what lacks.
+        lacks: String,
+    },
+    /// The calling thread is in another network namespace than the one that is tracked.
+    #[error("connections of network namespace {tracked} are tracked, but this thread is in {here}")]
+    WrongNamespace {
+        /// Cookie of the namespace that is tracked.
+        tracked: u64,
+        /// Cookie of the calling thread's.
+        here: u64,
+    },
     /// A system call failed.
     #[error("{doing} {object}: {source}")]
     System {
@@ -91,5 +107,36 @@ impl Error {
             object: object.into(),
             source,
         }
+    }
+}
+
+/// Characters of a verifier's log that say enough.
+const EXPLANATION: usize = 400;
+
+/// One line: what failed, and what usually helps.
+pub(crate) fn explain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    let mut errno = None;
+    while let Some(inner) = source {
+        let line = inner.to_string();
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        if let Some(io) = inner.downcast_ref::<io::Error>() {
+            errno = io.raw_os_error();
+        }
+        source = inner.source();
+    }
+    // A verifier's log is long and has many lines.
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let text: String = words.join(" ").chars().take(EXPLANATION).collect();
+    match errno {
+        Some(libc::EPERM | libc::EACCES) => format!(
+            "{text} (needs root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, and no kernel \
+             lockdown against it)"
+        ),
+        Some(libc::ENOSYS) => format!("{text} (the kernel is built without CONFIG_BPF_SYSCALL)"),
+        _ => text,
     }
 }

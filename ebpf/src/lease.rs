@@ -34,6 +34,7 @@ use self::{
 };
 use crate::{
     Error,
+    error::explain,
     sys::{self, MapRef},
 };
 
@@ -432,35 +433,4 @@ fn detach_clsact(ifindex: u32) -> Result<(), Error> {
     DIRECTIONS
         .iter()
         .try_for_each(|direction| interface.detach_clsact(*direction))
-}
-
-/// Characters of a verifier's log that say enough.
-const EXPLANATION: usize = 400;
-
-/// One line: what failed, and what usually helps.
-fn explain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    let mut errno = None;
-    while let Some(inner) = source {
-        let line = inner.to_string();
-        if !text.contains(&line) {
-            text = format!("{text}: {line}");
-        }
-        if let Some(io) = inner.downcast_ref::<io::Error>() {
-            errno = io.raw_os_error();
-        }
-        source = inner.source();
-    }
-    // A verifier's log is long and has many lines.
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let text: String = words.join(" ").chars().take(EXPLANATION).collect();
-    match errno {
-        Some(libc::EPERM | libc::EACCES) => format!(
-            "{text} (needs root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, and no kernel \
-             lockdown against it)"
-        ),
-        Some(libc::ENOSYS) => format!("{text} (the kernel is built without CONFIG_BPF_SYSCALL)"),
-        _ => text,
-    }
 }

@@ -13,6 +13,10 @@ use std::{
     ptr,
 };
 
+mod tracing;
+
+pub(crate) use self::tracing::{attach_tracepoint, netns_cookie, run_iterator};
+
 const MAP_GET_NEXT_KEY: libc::c_long = 4;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -317,7 +321,7 @@ impl<'a, K: Plain, V: Plain> MapRef<'a, K, V> {
         }
     }
 
-    fn set(self, key: &K, value: &V) -> io::Result<()> {
+    pub(crate) fn set(self, key: &K, value: &V) -> io::Result<()> {
         let mut attr = self.elem(address(key), address(value));
         // SAFETY: as above.
         unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)

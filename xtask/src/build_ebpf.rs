@@ -1,4 +1,4 @@
-//! Builds the kernel programs' object, or checks that the one in the tree is what the sources give.
+//! Builds the kernel programs' objects, or checks that those in the tree are what the sources give.
 //!
 //! The recipe is that of `spec/kernel.md` 1: rustc's own core source from Debian's `rust-src`, and
 //! bpf-linker on rustc's own LLVM, so that no rustup component and no LLVM package is needed.
@@ -24,72 +24,100 @@ const RUST_SRC_SHA256: &str = "7b76db5b880a77f9e52975d2baa6209d2f76d2c9c2789515c
 const RUST_SRC_SUITE: &str = "trixie-backports";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const LINKER: &str = "0.13.0";
-const OBJECT: &str = "ebpf/object/ctdb-ebpf-x86_64.o";
+/// One for each thing that is loaded by itself: lease, tracker, destroyer of sockets.
+const BINARIES: [&str; 3] = ["ctdb-ebpf", "ctdb-track", "ctdb-destroy"];
+const OBJECTS: &str = "ebpf/object";
 const RECORD: &str = "ebpf/object/RECIPE.sha256";
 const PROGRAMS: &str = "ebpf/programs";
 
-/// Builds `ebpf/object/ctdb-ebpf-x86_64.o` and records its sources' hash beside it. With `check`
-/// nothing is written: the object is built again and compared byte by byte; where that is not
+/// Builds the objects below `ebpf/object` and records their sources' hash beside them. With `check`
+/// nothing is written: the objects are built again and compared byte by byte; where that is not
 /// possible (no network, another rustc) a warning says so and the recorded hashes are compared.
 pub fn build(workspace_root: &Path, check: bool) -> Result<()> {
     let root = workspace_root
         .canonicalize()
         .with_context(|| format!("finding the workspace at {}", workspace_root.display()))?;
     let sources = hash_sources(&root)?;
-    let object = fs::read(root.join(OBJECT)).ok();
+    let objects: Option<Vec<_>> = BINARIES
+        .iter()
+        .map(|name| fs::read(object_path(&root, name)).ok())
+        .collect();
     let recorded = fs::read_to_string(root.join(RECORD)).ok();
-    let matches = object
+    let matches = objects
         .as_ref()
-        .is_some_and(|object| recorded.as_deref() == Some(&record(&sources, object)));
+        .is_some_and(|objects| recorded.as_deref() == Some(&record(&sources, objects)));
     if !check && matches {
-        println!("build-ebpf: {OBJECT} is up to date");
+        println!("build-ebpf: the objects in {OBJECTS} are up to date");
         return Ok(());
     }
     if check {
         ensure!(
             matches,
-            "{OBJECT} or its sources changed without the other; run `cargo xtask build-ebpf` and \
-             commit {OBJECT} and {RECORD}"
+            "objects in {OBJECTS} or their sources changed without the other; run `cargo xtask \
+             build-ebpf` and commit {OBJECTS}"
         );
     }
     let toolchain = match Toolchain::prepare(&root) {
         Ok(toolchain) => toolchain,
         Err(error) if check => {
             eprintln!(
-                "build-ebpf: WARNING: NOT REBUILT, only hashes of sources, recipe and object were \
+                "build-ebpf: WARNING: NOT REBUILT, only hashes of sources, recipe and objects were \
                  compared (they match): {error:#}"
             );
             return Ok(());
         }
         Err(error) => return Err(error),
     };
-    let built = toolchain.object(&root)?;
+    let built = toolchain.objects(&root)?;
     if check {
-        ensure!(
-            object.as_deref() == Some(&built),
-            "{OBJECT} differs from what its sources give (sha256 {} in the tree, {} built); run \
-             `cargo xtask build-ebpf` on a machine with rustc {RUST}",
-            hex(&Sha256::digest(object.as_deref().unwrap_or_default())),
-            hex(&Sha256::digest(&built)),
-        );
-        println!("build-ebpf: {OBJECT} rebuilt, identical");
+        for ((name, here), built) in BINARIES.iter().zip(objects.unwrap_or_default()).zip(&built) {
+            ensure!(
+                here == *built,
+                "{} differs from what its sources give (sha256 {} in the tree, {} built); run \
+                 `cargo xtask build-ebpf` on a machine with rustc {RUST}",
+                object_path(Path::new(""), name).display(),
+                hex(&Sha256::digest(&here)),
+                hex(&Sha256::digest(built)),
+            );
+        }
+        println!("build-ebpf: the objects in {OBJECTS} rebuilt, identical");
         return Ok(());
     }
-    let path = root.join(OBJECT);
-    fs::create_dir_all(path.parent().unwrap_or(&root))?;
-    fs::write(&path, &built).with_context(|| format!("writing {}", path.display()))?;
+    fs::create_dir_all(root.join(OBJECTS))?;
+    for (name, built) in BINARIES.iter().zip(&built) {
+        let path = object_path(&root, name);
+        fs::write(&path, built).with_context(|| format!("writing {}", path.display()))?;
+        println!(
+            "build-ebpf: wrote {} ({} bytes)",
+            path.display(),
+            built.len()
+        );
+    }
     fs::write(root.join(RECORD), record(&sources, &built))
         .with_context(|| format!("writing {RECORD}"))?;
-    println!("build-ebpf: wrote {OBJECT} ({} bytes)", built.len());
     Ok(())
 }
 
+fn object_name(binary: &str) -> String {
+    format!("{binary}-x86_64.o")
+}
+
+fn object_path(root: &Path, binary: &str) -> PathBuf {
+    root.join(OBJECTS).join(object_name(binary))
+}
+
 /// The content of [`RECORD`].
-fn record(sources: &str, object: &[u8]) -> String {
-    format!(
-        "{sources}  sources, Cargo.lock and recipe {RECIPE}\n{}  ctdb-ebpf-x86_64.o\n",
-        hex(&Sha256::digest(object))
-    )
+fn record(sources: &str, objects: &[Vec<u8>]) -> String {
+    let mut text = format!("{sources}  sources, Cargo.lock and recipe {RECIPE}\n");
+    for (name, object) in BINARIES.iter().zip(objects) {
+        let _ = writeln!(
+            text,
+            "{}  {}",
+            hex(&Sha256::digest(object)),
+            object_name(name)
+        );
+    }
+    text
 }
 
 fn hash_sources(root: &Path) -> Result<String> {
@@ -175,8 +203,8 @@ impl Toolchain {
         })
     }
 
-    /// The stripped object.
-    fn object(&self, root: &Path) -> Result<Vec<u8>> {
+    /// The stripped objects.
+    fn objects(&self, root: &Path) -> Result<Vec<Vec<u8>>> {
         step("compiling the kernel programs (about 20 s the first time)");
         let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(
             || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
@@ -234,18 +262,21 @@ impl Toolchain {
             .arg(&manifest)
             .arg("--target-dir")
             .arg(&target))?;
-        let linked = target.join("bpfel-unknown-none/release/ctdb-ebpf");
-        let stripped = self.folder.join("ctdb-ebpf-x86_64.o");
         let objcopy = self
             .sysroot
             .join("lib/rustlib")
             .join(&self.host)
             .join("bin/rust-objcopy");
-        run(command(&objcopy)
-            .env("LD_LIBRARY_PATH", self.sysroot.join("lib"))
-            .arg("--strip-debug")
-            .args([&linked, &stripped]))?;
-        fs::read(&stripped).with_context(|| format!("reading {}", stripped.display()))
+        let strip = |name: &&str| {
+            let linked = target.join("bpfel-unknown-none/release").join(name);
+            let stripped = self.folder.join(object_name(name));
+            run(command(&objcopy)
+                .env("LD_LIBRARY_PATH", self.sysroot.join("lib"))
+                .arg("--strip-debug")
+                .args([&linked, &stripped]))?;
+            fs::read(&stripped).with_context(|| format!("reading {}", stripped.display()))
+        };
+        BINARIES.iter().map(strip).collect()
     }
 }
 

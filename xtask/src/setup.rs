@@ -9,9 +9,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Debian packages that the build, the tests and the benchmarks use.
-const PACKAGES: [&str; 18] = [
+const PACKAGES: [&str; 20] = [
     "bpftool",
     "ctdb",
+    // The lock in etcd is tested against the real server.
+    "etcd-client",
+    "etcd-server",
     "iproute2",
     // Wanted by CTDB's own scripts, for the comparison.
     "iptables",

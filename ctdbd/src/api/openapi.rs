@@ -194,6 +194,7 @@ mod tests {
             ("Why", serde_json::to_value(why).unwrap()),
             ("Leader", serde_json::to_value(leader).unwrap()),
             ("History", serde_json::to_value(history).unwrap()),
+            ("Lock", serde_json::to_value(LockView::default()).unwrap()),
             (
                 "Processes",
                 serde_json::to_value(ProcessesView {

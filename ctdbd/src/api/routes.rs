@@ -365,6 +365,12 @@ pub const ROUTES: &[Route] = &[
         |_| act(Action::History),
     ),
     get(
+        "/v1/cluster/lock",
+        "Lock",
+        "The cluster lock as this node sees it",
+        |_| act(Action::Lock),
+    ),
+    get(
         "/v1/processes",
         "Processes",
         "Child processes of the daemon: those that run, and the last that ended",
@@ -695,6 +701,7 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
         Action::LogLevel { level } => post("/v1/log/level", serde_json::json!({"level": level})),
         Action::Leader => get("/v1/cluster/leader"),
         Action::History => get("/v1/cluster/history"),
+        Action::Lock => get("/v1/cluster/lock"),
         Action::Processes => get("/v1/processes"),
         Action::Process { id } => get(&format!("/v1/processes/{id}")),
         Action::Events { history: false } => get("/v1/events"),

@@ -26,8 +26,11 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let raw: Vec<OsString> = std::env::args_os().collect();
-    if let Some((pins, settle)) = guard::arguments(&raw) {
-        return guard::run(pins.as_deref(), settle);
+    if let Some(arguments) = guard::arguments(&raw) {
+        return guard::run(&arguments);
+    }
+    if let Some(code) = ctdbd::lock::helper::run(&raw) {
+        return code;
     }
     let arguments = Arguments::parse();
     let options = Options {

@@ -150,6 +150,12 @@ pub enum Cluster {
         is given away only when no node can hold it any more.\n\nExits 2 if there is no leader."
     )]
     Leader,
+    /// The cluster lock: who holds it, how long taking it took, age of the last proof
+    #[command(
+        long_about = "Shows the cluster lock as this node (or that of -n) sees it. A node that \
+        does not lead does not take it.\n\nExits 2 if none is configured."
+    )]
+    Lock,
     /// What happened, why, and how long each phase took
     #[command(after_help = "Example:\n  ctdb cluster history --last 20\n  \
         ctdb --json cluster history | jq '.records[] | select(.kind==\"takeover\")'")]

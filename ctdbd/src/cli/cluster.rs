@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use ctdb_wire::api::{ClusterView, HistoryView, LeaderView};
+use ctdb_wire::api::{ClusterView, HistoryView, LeaderView, LockView};
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
@@ -28,6 +28,9 @@ pub(super) fn run(asking: &Asking, verb: &args::Cluster) -> Result<String, Failu
                 .map_err(|error| super::ClientError::Malformed(error.to_string()))?;
             Ok(leader(&view))
         }
+        args::Cluster::Lock => asking.show(&asking.at("/v1/cluster/lock"), |view| {
+            lock(view, &TimeZone::system())
+        }),
         args::Cluster::History { last } => {
             let mut view: HistoryView = asking.client.get(&asking.at("/v1/cluster/history"))?;
             if let Some(last) = last {
@@ -91,6 +94,27 @@ pub fn cluster(view: &ClusterView, zone: &TimeZone) -> String {
         ("Location masters", list(&view.vnn_map)),
         ("Cluster lock", or_dash(view.cluster_lock.as_deref())),
         ("Last failover", or_dash(last)),
+    ])
+}
+
+/// `ctdb cluster lock`
+pub fn lock(view: &LockView, zone: &TimeZone) -> String {
+    facts(&[
+        ("Lock", view.setting.clone()),
+        ("State", view.state.clone()),
+        ("Since", or_dash(view.held_since.map(|at| moment(at, zone)))),
+        (
+            "Helper",
+            or_dash(view.pid.map(|pid| format!("process {pid}"))),
+        ),
+        ("Taking it took", or_dash(view.latency_ms.map(milliseconds))),
+        (
+            "Last proof",
+            or_dash(
+                view.proved_ms
+                    .map(|age| format!("{} ago", milliseconds(age as f64))),
+            ),
+        ),
     ])
 }
 
@@ -218,6 +242,27 @@ NODE  KNOWN  MAY HOLD
 2     dead   0
 ";
         assert_eq!(leader(&view), wanted);
+    }
+
+    #[test]
+    fn a_lock_that_is_held() {
+        let view = LockView {
+            setting: "/clusterfs/lock".into(),
+            state: "held".into(),
+            held_since: Some(1_795_348_731.25),
+            pid: Some(7),
+            latency_ms: Some(3.25),
+            proved_ms: Some(800),
+        };
+        let wanted = "\
+Lock            /clusterfs/lock
+State           held
+Since           2026-11-22 11:58:51.250
+Helper          process 7
+Taking it took  3.2 ms
+Last proof      800 ms ago
+";
+        assert_eq!(lock(&view, &TimeZone::UTC), wanted);
     }
 
     #[test]

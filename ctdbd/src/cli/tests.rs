@@ -596,7 +596,7 @@ fn help_teaches() {
         "{out}"
     );
     assert!(
-        out.contains("\n  cluster         status | leader | history\n"),
+        out.contains("\n  cluster         status | leader | lock | history\n"),
         "{out}"
     );
     let (out, _, code) = daemon.run("disable --usage");

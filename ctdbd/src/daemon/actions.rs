@@ -319,9 +319,17 @@ impl Node {
             }
             Action::Leader => json(&self.leader_view()),
             Action::History => json(&HistoryView {
-                records: self.history.records().cloned().collect(),
+                records: self.parts.history.records().cloned().collect(),
             }),
             Action::Read { path } => api::render_path(&self.snapshot(), &path),
+            Action::Lock => match &self.parts.lock {
+                Some(lock) => json(&lock.view()),
+                None => Err(ApiError::new(
+                    404,
+                    "no_lock",
+                    "there is no cluster lock; `[cluster] cluster lock` names one",
+                )),
+            },
             Action::Processes => json(&self.parts.children.list()),
             Action::Process { id } => match self.parts.children.show(id) {
                 Some(view) => json(&view),
@@ -331,7 +339,7 @@ impl Node {
                     format!("there is no process {id} in the list; `ctdb process list` shows it"),
                 )),
             },
-            Action::Events { history } => json(&self.events.store.list(history)),
+            Action::Events { history } => json(&self.parts.events.store.list(history)),
             Action::EventStatus { component, event } => self.event_status(&component, &event),
             Action::EventScripts { component } => self.event_scripts(&component),
             Action::EventScript {
@@ -391,7 +399,7 @@ impl Node {
             let text = format!("node {me} {word}{length}{why}");
             tracing::warn!("{text}");
             let kind = if verb == NodeVerb::Ban { "ban" } else { "node" };
-            self.history.add(kind, Some(me.get()), text, &[], &[]);
+            self.parts.history.add(kind, Some(me.get()), text, &[], &[]);
         }
         self.local_changed();
         let done = Done {

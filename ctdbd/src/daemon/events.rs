@@ -237,7 +237,7 @@ impl Node {
     /// Feeds the machine and carries out what it asks for.
     pub(super) fn event(&mut self, input: Input) {
         let now = boot_now();
-        for effect in self.events.machine.handle(now, input) {
+        for effect in self.parts.events.machine.handle(now, input) {
             match effect {
                 Effect::Run {
                     run,
@@ -246,12 +246,12 @@ impl Node {
                     all,
                 } => {
                     let job = job(LEGACY, event, limit, all);
-                    let keep = self.events.spawn(Asked::Machine(run), job);
-                    self.events.running.insert(run, keep);
+                    let keep = self.parts.events.spawn(Asked::Machine(run), job);
+                    self.parts.events.running.insert(run, keep);
                 }
-                Effect::Cancel(run) => drop(self.events.running.remove(&run)),
+                Effect::Cancel(run) => drop(self.parts.events.running.remove(&run)),
                 Effect::Answer { ask, ending } => {
-                    if let Some(answer) = self.events.answers.remove(&ask) {
+                    if let Some(answer) = self.parts.events.answers.remove(&ask) {
                         self.event_answer(answer, &ending);
                     }
                 }
@@ -266,10 +266,10 @@ impl Node {
                     let text = format!("{event} event: {}", ending.text());
                     tracing::error!("{text}");
                     let me = Some(self.parts.me.get());
-                    self.history.add("event", me, text, &[], &[]);
+                    self.parts.history.add("event", me, text, &[], &[]);
                 }
-                Effect::Fatal(text) => self.events.fatal = Some(text),
-                Effect::Down => self.events.down = true,
+                Effect::Fatal(text) => self.parts.events.fatal = Some(text),
+                Effect::Down => self.parts.events.down = true,
             }
         }
     }
@@ -283,19 +283,19 @@ impl Node {
             // CTDB logs both as errors; monitoring looks for the words.
             tracing::error!("{text}");
             let me = Some(self.parts.me.get());
-            self.history.add("health", me, text, &[], &[]);
+            self.parts.history.add("health", me, text, &[], &[]);
         }
         self.local_changed();
     }
 
     fn notify(&mut self, word: &'static str) {
-        let path = self.events.settings.notify.clone();
+        let path = self.parts.events.settings.notify.clone();
         let mut spec = Spec::new(
             "notify.sh",
             Owner::Event,
             [path.clone().into(), OsString::from(word)],
         );
-        spec.env.clone_from(&self.events.settings.env);
+        spec.env.clone_from(&self.parts.events.settings.env);
         spec.limit = Some(NOTIFY);
         spec.log = Some(Level::ERROR);
         let children = self.parts.children.clone();
@@ -326,10 +326,10 @@ impl Node {
 
     /// Scripts have ended.
     pub(super) fn event_finished(&mut self, finished: Finished) {
-        self.events.store.add(finished.view);
+        self.parts.events.store.add(finished.view);
         match finished.asked {
             Asked::Machine(run) => {
-                self.events.running.remove(&run);
+                self.parts.events.running.remove(&run);
                 // A component without directory has no scripts that could fail.
                 let ending = match finished.ending {
                     Ending::NoDirectory => Ending::Done,
@@ -338,7 +338,7 @@ impl Node {
                 self.event(Input::Ended(run, ending));
             }
             Asked::Direct(number) => {
-                if let Some((answer, _)) = self.events.direct.remove(&number) {
+                if let Some((answer, _)) = self.parts.events.direct.remove(&number) {
                     self.event_answer(answer, &finished.ending);
                 }
             }
@@ -378,9 +378,9 @@ impl Node {
         answer: Answer,
     ) {
         if component == LEGACY {
-            self.events.next += 1;
-            let ask = self.events.next;
-            self.events.answers.insert(ask, answer);
+            self.parts.events.next += 1;
+            let ask = self.parts.events.next;
+            self.parts.events.answers.insert(ask, answer);
             self.event(Input::Ask {
                 ask,
                 event,
@@ -393,17 +393,17 @@ impl Node {
             self.event_answer(answer, &Ending::NoDirectory);
             return;
         }
-        if self.events.direct.len() >= MAX_DIRECT {
+        if self.parts.events.direct.len() >= MAX_DIRECT {
             self.event_answer(answer, &Ending::Refused("too many events run"));
             return;
         }
-        let limit = limit.unwrap_or(self.events.settings.limits.event);
+        let limit = limit.unwrap_or(self.parts.events.settings.limits.event);
         let limit = (limit > Duration::ZERO).then_some(limit);
-        self.events.next += 1;
-        let number = self.events.next;
+        self.parts.events.next += 1;
+        let number = self.parts.events.next;
         let job = job(component, event, limit, all);
-        let keep = self.events.spawn(Asked::Direct(number), job);
-        self.events.direct.insert(number, (answer, keep));
+        let keep = self.parts.events.spawn(Asked::Direct(number), job);
+        self.parts.events.direct.insert(number, (answer, keep));
     }
 
     fn event_answer(&mut self, answer: Answer, ending: &Ending) {
@@ -450,7 +450,7 @@ impl Node {
                         format!("{} {}: {}", event.name, event.args.join(" "), ending.text());
                     tracing::error!("{text}");
                     let me = Some(self.parts.me.get());
-                    self.history.add("event", me, text, &[], &[]);
+                    self.parts.history.add("event", me, text, &[], &[]);
                 }
             }
         }
@@ -516,7 +516,7 @@ impl Node {
     /// The last run of an event, for the API.
     pub(super) fn event_status(&self, component: &str, event: &str) -> Result<Value, ApiError> {
         if !scripts::is_component(component)
-            || !self.events.settings.events.join(component).is_dir()
+            || !self.parts.events.settings.events.join(component).is_dir()
         {
             return Err(ApiError::new(
                 404,
@@ -524,19 +524,24 @@ impl Node {
                 format!("Event dir for {component} does not exist"),
             ));
         }
-        let run = self.events.store.last(component, event).ok_or_else(|| {
-            ApiError::new(
-                404,
-                "never_ran",
-                format!("Event {event} has never run in {component}"),
-            )
-        })?;
+        let run = self
+            .parts
+            .events
+            .store
+            .last(component, event)
+            .ok_or_else(|| {
+                ApiError::new(
+                    404,
+                    "never_ran",
+                    format!("Event {event} has never run in {component}"),
+                )
+            })?;
         serde_json::to_value(run).map_err(|error| ApiError::new(500, "internal", error.to_string()))
     }
 
     /// Scripts of a component, for the API.
     pub(super) fn event_scripts(&self, component: &str) -> Result<Value, ApiError> {
-        let settings = &self.events.settings;
+        let settings = &self.parts.events.settings;
         let missing = || {
             let text = format!(
                 "there is no component {component} in {}",
@@ -569,7 +574,7 @@ impl Node {
         script: &str,
         enable: bool,
     ) -> Result<Value, ApiError> {
-        let settings = &self.events.settings;
+        let settings = &self.parts.events.settings;
         scripts::set_enabled(
             &settings.events,
             &settings.shipped,

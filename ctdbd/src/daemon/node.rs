@@ -27,6 +27,7 @@ use super::snapshot::{self, View};
 use crate::clock::{boot_now, wall_now};
 use crate::failover::{Executor, Job, Outcome, Placed};
 use crate::liveness::{self, Detector};
+use crate::lock::{LockClient, LockEvent};
 use crate::log::{Log, LogLevel};
 use crate::process::Children;
 use crate::transport::datagram::{SessionKeys, seal_gone};
@@ -58,6 +59,9 @@ pub(super) struct Parts {
     pub(super) log: Log,
     pub(super) log_level: LogLevel,
     pub(super) cluster_lock: Option<String>,
+    pub(super) lock: Option<LockClient>,
+    pub(super) history: History,
+    pub(super) events: NodeEvents,
     pub(super) builtin: bool,
     pub(super) tunables: Vec<TunableView>,
     pub(super) config: Arc<ConfigView>,
@@ -68,8 +72,6 @@ pub(super) struct Parts {
 pub(super) struct Node {
     pub(super) parts: Parts,
     pub(super) actions: Actions,
-    pub(super) history: History,
-    pub(super) events: NodeEvents,
     generation: Generation,
     started_at: f64,
     /// Inputs that follow from what was just done.
@@ -87,11 +89,9 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(parts: Parts, events: NodeEvents) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
         let mut node = Self {
-            events,
             actions: Actions::default(),
-            history: History::default(),
             generation: Generation::default(),
             started_at: wall_now(),
             inputs: VecDeque::new(),
@@ -125,6 +125,7 @@ impl Node {
         self.follow_events();
         self.settle_inputs(now);
         self.tell_eligible();
+        self.want_lock(now);
         self.tell_books(now);
         self.follow_generation(now);
         self.publish(now);
@@ -135,7 +136,7 @@ impl Node {
         let now = boot_now();
         if self.parts.local.tick(now) {
             tracing::warn!("Banning timed out");
-            self.history.add(
+            self.parts.history.add(
                 "ban",
                 Some(self.parts.me.get()),
                 "Banning timed out".to_owned(),
@@ -220,7 +221,8 @@ impl Node {
                     self.dirty = true;
                     tracing::warn!(kind = note.kind, "{}", note.text);
                     let node = note.node.map(Pnn::get);
-                    self.history
+                    self.parts
+                        .history
                         .add(note.kind, node, note.text, &note.addresses, &[]);
                 }
             }
@@ -299,13 +301,17 @@ impl Node {
                             tracing::error!(%address, reason, "takeover failed and was undone");
                             self.parts.local.unplace(*address);
                             let text = format!("takeover of {address} failed: {reason}");
-                            self.history.add("takeover", me, text, &[*address], &[]);
+                            self.parts
+                                .history
+                                .add("takeover", me, text, &[*address], &[]);
                         }
                     }
                 }
                 if !taken.is_empty() {
                     let text = format!("took over {} addresses", taken.len());
-                    self.history.add("takeover", me, text, &taken, &phases);
+                    self.parts
+                        .history
+                        .add("takeover", me, text, &taken, &phases);
                     let carried = self.carried(&taken);
                     self.told_taken(&carried);
                 }
@@ -320,7 +326,9 @@ impl Node {
                     self.parts.local.unplace(*address);
                 }
                 let text = format!("released {} addresses", addresses.len());
-                self.history.add("release", me, text, &addresses, &phases);
+                self.parts
+                    .history
+                    .add("release", me, text, &addresses, &phases);
                 self.local_changed = true;
                 self.inputs.push_back(Input::Released(addresses));
                 self.told_released(&carried);
@@ -336,7 +344,9 @@ impl Node {
                         count = addresses.len(),
                         "connections to released addresses ended"
                     );
-                    self.history.add("connections", me, text, &addresses, &[]);
+                    self.parts
+                        .history
+                        .add("connections", me, text, &addresses, &[]);
                 }
             }
             Outcome::Links(links) => {
@@ -459,6 +469,40 @@ impl Node {
             length: sealed as u8,
         };
         deadman.set_peer(pnn.index(), Some(peer));
+    }
+
+    /// With `authority = majority` the leader holds a configured lock, as with CTDB, and it
+    /// decides nothing (`design.md` section 4).
+    fn want_lock(&self, now: BootTime) {
+        if let Some(lock) = &self.parts.lock {
+            lock.want(self.parts.coordinator.acting(now).is_some());
+        }
+    }
+
+    /// The cluster lock was taken, proved or lost.
+    pub(super) fn lock_event(&mut self, event: LockEvent) {
+        let text = match event {
+            LockEvent::Held {
+                asked_at,
+                granted_at,
+                ..
+            } => {
+                let took = granted_at.since(asked_at);
+                self.note_lock("cluster lock taken", &[("helper", took)]);
+                return;
+            }
+            LockEvent::Proved { .. } => return,
+            LockEvent::Lost { .. } => "cluster lock lost or let go",
+        };
+        self.note_lock(text, &[]);
+    }
+
+    fn note_lock(&mut self, text: &str, phases: &[(&str, Duration)]) {
+        self.dirty = true;
+        let me = Some(self.parts.me.get());
+        self.parts
+            .history
+            .add("lock", me, text.to_owned(), &[], phases);
     }
 
     fn tell_eligible(&mut self) {

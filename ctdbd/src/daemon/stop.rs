@@ -11,6 +11,7 @@ use super::settings::Settings;
 use crate::clock::boot_now;
 use crate::failover::{Job, Outcome};
 use crate::liveness::Command;
+use crate::process::Owner;
 
 /// How long the end waits for the executor to take everything away; with thousands of
 /// connections that is seconds.
@@ -24,7 +25,7 @@ impl Node {
         let now = boot_now();
         if self.parts.local.verb(now, NodeVerb::Shutdown, None, None) == Ok(true) {
             tracing::warn!(why, "asked to stop");
-            self.history.add(
+            self.parts.history.add(
                 "node",
                 Some(self.parts.me.get()),
                 format!("stops: {why}"),
@@ -94,6 +95,11 @@ impl Daemon {
             self.node.flush_unsaid();
         }
         tokio::time::sleep(settle).await;
+        // Only now: whoever takes the lock must not meet a right of this node.
+        if let Some(lock) = &self.node.parts.lock {
+            lock.want(false);
+        }
+        self.node.parts.children.end(Owner::Lock, CHILDREN).await;
         if self.node.parts.detector.status().right_until.is_none() {
             self.node.tell_detector(Command::SayGone);
         }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use ctdb_core::authority::{Authority, Input, Sink};
+use ctdb_core::authority::{Authority, Input, PROGRESS_LIMIT, Sink};
 use ctdb_ebpf::lease::DeadlineCell;
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
 use ctdb_wire::ids::{BootTime, Incarnation, MAX_NODES, Pnn};
@@ -145,7 +145,18 @@ pub(super) fn run(
             }
         }
         authority.handle(boot_now(), Input::Tick, &mut wire);
+        entitle(setup, progress);
         publish(shared, &authority);
+    }
+}
+
+/// While both loops work the daemon may keep its lock helper (MEM-4; `design.md`, Guard).
+fn entitle(setup: &Setup, progress: u64) {
+    if let (Some(validity), Some(deadman)) = (setup.lock_validity, &setup.deadman) {
+        let now = boot_now();
+        if now.since(BootTime(progress)) < PROGRESS_LIMIT {
+            deadman.set_helper_until((now + validity).0);
+        }
     }
 }
 

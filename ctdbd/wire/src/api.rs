@@ -456,6 +456,8 @@ pub enum Action {
     Leader,
     /// `GET /v1/cluster/history`.
     History,
+    /// `GET /v1/cluster/lock`.
+    Lock,
     /// `GET /v1/processes`.
     Processes,
     /// `GET /v1/processes/{id}`.
@@ -542,6 +544,7 @@ impl Action {
             self,
             Self::Leader
                 | Self::History
+                | Self::Lock
                 | Self::Processes
                 | Self::Process { .. }
                 | Self::Events { .. }
@@ -552,6 +555,23 @@ impl Action {
                 | Self::Read { .. }
         )
     }
+}
+
+/// The cluster lock as one node sees it.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct LockView {
+    /// `[cluster] cluster lock`.
+    pub setting: String,
+    /// `not wanted`, `being taken`, `held`, `held by another node`, `lost`, or what failed.
+    pub state: String,
+    /// Since when it is held; seconds since 1970.
+    pub held_since: Option<f64>,
+    /// Process number of the helper that holds it.
+    pub pid: Option<u32>,
+    /// How long the last attempt took.
+    pub latency_ms: Option<f64>,
+    /// Age of the last proof that it is held.
+    pub proved_ms: Option<u64>,
 }
 
 /// A child process of the daemon.

@@ -1,5 +1,6 @@
 //! Two network namespaces joined by a veth pair, and what the tests do in them.
 #![allow(unsafe_code, reason = "setns and a tun device")]
+#![allow(dead_code, reason = "no test needs all of it")]
 
 use std::{
     fs::{self, File},

@@ -108,6 +108,8 @@ async fn every_route_answers_on_the_socket_for_root() {
         ("LinkRequest", r#"{"up":false}"#),
         ("CapabilitiesRequest", r#"{"leader":false}"#),
         ("LogLevel", r#"{"level":"DEBUG"}"#),
+        ("EventRun", r#"{"args":["x"],"seconds":5}"#),
+        ("EventScript", r#"{"enable":true}"#),
     ]
     .into();
     for route in crate::api::routes::ROUTES {

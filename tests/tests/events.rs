@@ -1,0 +1,354 @@
+//! Event scripts under real daemons (`spec/cluster.md` 4).
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use ctdb_tests::lab::{Lab, Node, Service};
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn lab(nodes: u32) -> Lab {
+    if let Some(reason) = ctdb_tests::lab::lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    Lab::builder()
+        .nodes(nodes)
+        .tunable("MonitorInterval", 1)
+        .build()
+        .unwrap()
+}
+
+/// Notes every event in `events.log` of the node's configuration directory, then does `more`.
+fn script(node: &Node, name: &str, more: &str) {
+    let dir = node.etc().join("events/legacy");
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join(format!("{name}.script"));
+    let text =
+        format!("#!/bin/sh\necho \"{name} $*\" >>\"$CTDB_BASE/events.log\"\n{more}\nexit 0\n");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn events(node: &Node) -> Vec<String> {
+    fs::read_to_string(node.etc().join("events.log"))
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+fn at(events: &[String], wanted: &str) -> usize {
+    events
+        .iter()
+        .position(|event| event == wanted)
+        .unwrap_or_else(|| panic!("no '{wanted}' in {events:#?}"))
+}
+
+fn of(lab: &Lab, node: u32) -> usize {
+    let owners = lab.node(0).ip_owners().unwrap_or_default();
+    owners
+        .values()
+        .filter(|owner| **owner == Some(node))
+        .count()
+}
+
+#[test]
+fn a_node_is_as_healthy_as_its_scripts_say() {
+    let lab = lab(3);
+    for node in lab.nodes() {
+        script(
+            node,
+            "50.test",
+            "[ \"$1\" != monitor ] || [ ! -e \"$CTDB_BASE/sick\" ] || { echo 'no service'; exit 7; }",
+        );
+        fs::write(
+            node.etc().join("notify.sh"),
+            "#!/bin/sh\necho \"notify $1\" >>\"$CTDB_BASE/events.log\"\n",
+        )
+        .unwrap();
+        fs::set_permissions(
+            node.etc().join("notify.sh"),
+            fs::Permissions::from_mode(0o755),
+        )
+        .unwrap();
+    }
+    lab.bring_up(&[Service::Plain], LONG).unwrap();
+    let first = events(lab.node(1));
+    let order = [
+        "init",
+        "setup",
+        "startrecovery",
+        "recovered",
+        "startup",
+        "monitor",
+    ];
+    let places: Vec<usize> = order
+        .iter()
+        .map(|name| at(&first, &format!("50.test {name}")))
+        .collect();
+    assert!(places.is_sorted(), "{first:#?}");
+    lab.wait("takeip and ipreallocated", LONG, || {
+        let seen = events(lab.node(1));
+        seen.iter()
+            .any(|event| event.starts_with("50.test takeip pub0 10.99.2."))
+            && seen
+                .iter()
+                .any(|event| event.starts_with("50.test takeip pub0 fd00:"))
+            && seen.iter().any(|event| event == "50.test ipreallocated")
+            && seen.iter().any(|event| event == "notify healthy")
+    })
+    .unwrap();
+
+    // It fails: unhealthy, its addresses go, and the old commands show why.
+    fs::write(lab.node(1).etc().join("sick"), "").unwrap();
+    lab.wait("node 1 to be unhealthy", LONG, || {
+        lab.node(0)
+            .nodes_seen()
+            .is_ok_and(|nodes| nodes[1].flags.iter().any(|flag| flag == "UNHEALTHY"))
+            && of(&lab, 1) == 0
+    })
+    .unwrap();
+    lab.wait_all_served(LONG).unwrap();
+    lab.wait("releaseip and the notification", LONG, || {
+        let seen = events(lab.node(1));
+        seen.iter()
+            .any(|event| event.starts_with("50.test releaseip pub0 10.99.2."))
+            && seen.iter().any(|event| event == "notify unhealthy")
+    })
+    .unwrap();
+    let shown = lab
+        .ctdb(1, &["event", "status", "legacy", "monitor"])
+        .unwrap();
+    assert_eq!(shown.code, Some(7), "{shown:?}");
+    assert!(
+        shown
+            .stdout
+            .starts_with("50.test              ERROR      0."),
+        "{shown:?}"
+    );
+    assert!(
+        shown.stdout.ends_with("  OUTPUT: no service\n"),
+        "{shown:?}"
+    );
+    let old = lab.ctdb(1, &["scriptstatus"]).unwrap();
+    assert_eq!(
+        (old.code, old.stdout.as_str()),
+        (Some(0), shown.stdout.as_str())
+    );
+    // Debian's own program reads the same from our socket.
+    let base = lab.dir().join("base");
+    fs::create_dir(&base).unwrap();
+    symlink(lab.node(1).root().join("run/ctdb"), base.join("run")).unwrap();
+    fs::write(base.join("ctdb.conf"), "").unwrap();
+    let theirs = |args: &[&str]| {
+        let output = Command::new("/usr/libexec/ctdb/ctdb-event")
+            .args(args)
+            .envs([
+                ("CTDB_TEST_MODE", "1".as_ref()),
+                ("CTDB_BASE", base.as_os_str()),
+            ])
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let (code, text) = theirs(&["status", "legacy", "monitor"]);
+    assert_eq!(code, Some(7), "{text}");
+    // A run may lie between the two: the times are apart.
+    assert!(
+        text.starts_with("50.test              ERROR      0."),
+        "{text}"
+    );
+    assert!(text.ends_with("  OUTPUT: no service\n"), "{text}");
+    assert_eq!(
+        theirs(&["run", "10", "legacy", "nothing"]),
+        (Some(0), String::new())
+    );
+    assert_eq!(theirs(&["status", "legacy", "never"]).0, Some(22));
+    at(&events(lab.node(1)), "50.test nothing");
+
+    fs::remove_file(lab.node(1).etc().join("sick")).unwrap();
+    lab.wait_all_healthy(LONG).unwrap();
+    lab.wait("addresses to come back", LONG, || of(&lab, 1) > 0)
+        .unwrap();
+    assert!(lab.node(1).stop_graceful(LONG).unwrap().success());
+    let last = events(lab.node(1));
+    assert_eq!(
+        last.last().map(String::as_str),
+        Some("50.test shutdown"),
+        "{last:#?}"
+    );
+    assert!(!lab.node(1).root().join("run/ctdb/eventd.socket").exists());
+    lab.end().unwrap();
+}
+
+/// One address's script hangs: others come and go, and services answer.
+#[test]
+fn a_hung_takeip_holds_up_no_other_address() {
+    let lab = lab(3);
+    for node in lab.nodes() {
+        script(
+            node,
+            "50.test",
+            "[ \"$1 $3\" != \"takeip 10.99.2.100\" ] || sleep 600",
+        );
+    }
+    lab.bring_up(&[Service::Plain], LONG).unwrap();
+    for to in [1, 2] {
+        for address in ["10.99.2.101", "10.99.2.102"] {
+            lab.ctdb(0, &["moveip", address, &to.to_string()])
+                .unwrap()
+                .success()
+                .unwrap();
+            lab.wait(&format!("takeip of {address} on node {to}"), LONG, || {
+                events(lab.node(to))
+                    .iter()
+                    .any(|event| event.contains(&format!("takeip pub0 {address}")))
+            })
+            .unwrap();
+        }
+    }
+    lab.wait_all_served(LONG).unwrap();
+    let prober = lab.probe(&[Service::Plain], None).unwrap();
+    lab.wait("all services to answer", LONG, || prober.all_good())
+        .unwrap();
+    lab.end().unwrap();
+    let left = Command::new("pgrep")
+        .args(["-f", "sleep 600"])
+        .output()
+        .unwrap();
+    assert!(left.stdout.is_empty(), "a hung script outlived its daemon");
+}
+
+/// `[failover] addresses = script`: a script puts addresses on interfaces, as with CTDB.
+#[test]
+fn scripts_can_carry_the_addresses() {
+    let lab = lab(3);
+    for node in lab.nodes() {
+        node.write("ctdb.conf", "[failover]\n\taddresses = script\n")
+            .unwrap();
+        script(
+            node,
+            "10.interface",
+            "case $1 in takeip) ip addr add \"$3/$4\" dev \"$2\" ;; releaseip) ip addr del \"$3/$4\" dev \"$2\" ;; esac",
+        );
+    }
+    lab.start_daemons().unwrap();
+    lab.wait_all_healthy(LONG).unwrap();
+    let carries = |node: &Node, address: &str| {
+        node.netns()
+            .ip("-o address")
+            .unwrap()
+            .contains(&format!(" {address}/"))
+    };
+    let address = "10.99.2.101";
+    lab.wait("the address to be somewhere", LONG, || {
+        lab.nodes()
+            .iter()
+            .filter(|node| carries(node, address))
+            .count()
+            == 1
+    })
+    .unwrap();
+    for to in [2, 0, 1] {
+        lab.ctdb(0, &["moveip", address, &to.to_string()])
+            .unwrap()
+            .success()
+            .unwrap();
+        for node in lab.nodes() {
+            assert_eq!(
+                carries(node, address),
+                node.pnn() == to,
+                "node {}",
+                node.pnn()
+            );
+        }
+    }
+    assert!(lab.node(1).stop_graceful(LONG).unwrap().success());
+    assert!(!carries(lab.node(1), address));
+    lab.wait("the address to be elsewhere", LONG, || {
+        carries(lab.node(0), address) || carries(lab.node(2), address)
+    })
+    .unwrap();
+    lab.end().unwrap();
+}
+
+/// A daemon whose `setup` fails does not run, and says which script it was.
+#[test]
+fn a_failing_setup_or_init_ends_the_start() {
+    let lab = lab(1);
+    let node = lab.node(0);
+    for event in ["init", "setup"] {
+        script(node, "20.bad", &format!("[ \"$1\" != {event} ] || exit 3"));
+        node.start_daemon().unwrap();
+        assert_eq!(node.wait_daemon_exit(LONG).unwrap().code(), Some(1));
+        let said = node.log_tails(30);
+        assert!(
+            said.contains(&format!("the {event} event failed: 20.bad: exit code 3")),
+            "{said}"
+        );
+    }
+    assert!(!Path::new(&node.root().join("run/ctdb/ctdbd.pid")).exists());
+    lab.end().unwrap();
+}
+
+/// `1,000 events in a row leave no process, file or memory behind`.
+#[test]
+fn a_thousand_events_leave_nothing() {
+    let lab = lab(1);
+    let node = lab.node(0);
+    script(node, "50.test", "sleep 0.01 &");
+    node.start_daemon().unwrap();
+    lab.wait_all_healthy(LONG).unwrap();
+    let pid = node.daemon_pid().unwrap();
+    let measure = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        let kib: u64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
+        (
+            kib,
+            fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
+        )
+    };
+    let round = |count: usize| {
+        for _ in 0..count {
+            lab.ctdb(0, &["event", "run", "30", "legacy", "test"])
+                .unwrap()
+                .success()
+                .unwrap();
+        }
+    };
+    // The lists of ended runs and children fill up first.
+    round(300);
+    let (memory, files) = measure();
+    round(1000);
+    let (memory_after, files_after) = measure();
+    assert!(
+        memory_after < memory + 2048,
+        "{memory} KiB, then {memory_after} KiB"
+    );
+    assert!(
+        files_after <= files + 2,
+        "{files} files, then {files_after}"
+    );
+    let count = events(node)
+        .iter()
+        .filter(|event| *event == "50.test test")
+        .count();
+    assert_eq!(count, 1300);
+    lab.wait("its children to have ended", LONG, || {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        // The guard alone.
+        children.split_whitespace().count() <= 1
+    })
+    .unwrap();
+    lab.end().unwrap();
+}
