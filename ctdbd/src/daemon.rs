@@ -393,7 +393,7 @@ impl Daemon {
                 });
                 if stopping.is_over(&self.node, &self.settings) {
                     // Services end after the addresses have gone.
-                    self.node.event(ctdb_core::events::Input::Shutdown);
+                    self.node.events_leave();
                 }
                 if self.node.parts.events.down {
                     break;

@@ -107,7 +107,7 @@ fn a_node_is_as_healthy_as_its_scripts_say() {
     lab.wait("node 1 to be unhealthy", LONG, || {
         lab.node(0)
             .nodes_seen()
-            .is_ok_and(|nodes| nodes[1].flags.iter().any(|flag| flag == "UNHEALTHY"))
+            .is_ok_and(|nodes| nodes[1].flags.iter().any(|flag| flag == "unhealthy"))
             && of(&lab, 1) == 0
     })
     .unwrap();

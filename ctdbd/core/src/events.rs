@@ -493,6 +493,11 @@ impl Events {
             return;
         }
         self.phase = Phase::Down;
+        // A script that hangs does not hold up the end.
+        for (run, order) in self.queue.drop_running() {
+            out.push(Effect::Cancel(run));
+            self.tell(&order, Ending::Cancelled, out);
+        }
         for order in self.queue.drop_waiting() {
             self.tell(&order, Ending::Cancelled, out);
         }

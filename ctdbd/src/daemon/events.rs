@@ -179,6 +179,8 @@ pub(super) struct NodeEvents {
     next: u64,
     /// What ends the daemon.
     pub(super) fatal: Option<String>,
+    /// The orderly end has begun.
+    leaving: bool,
     /// `shutdown` has run.
     pub(super) down: bool,
 }
@@ -201,6 +203,7 @@ impl NodeEvents {
             direct: BTreeMap::new(),
             next: 0,
             fatal: None,
+            leaving: false,
             down: false,
         }
     }
@@ -511,6 +514,29 @@ impl Node {
             });
         let event = Event::address("releaseip", &interface, address, bits);
         self.address_event(event, Some(Answer::Release(address)));
+    }
+
+    /// The orderly end: with `addresses = script` what is still held is released, then `shutdown`
+    /// runs. To be called again until [`NodeEvents::down`].
+    pub(super) fn events_leave(&mut self) {
+        if !self.parts.builtin && !self.parts.events.leaving {
+            let held: Vec<IpAddr> = self
+                .parts
+                .local
+                .addresses()
+                .iter()
+                .map(|public| public.net.addr())
+                .filter(|address| self.parts.local.interface_of(*address).is_some())
+                .collect();
+            for address in held {
+                self.script_release(address);
+            }
+        }
+        self.parts.events.leaving = true;
+        let releasing = |answer: &Answer| matches!(answer, Answer::Release(_));
+        if !self.parts.events.answers.values().any(releasing) {
+            self.event(Input::Shutdown);
+        }
     }
 
     /// The last run of an event, for the API.

@@ -89,6 +89,10 @@ impl Queue {
             .collect()
     }
 
+    pub(super) fn drop_running(&mut self) -> Vec<(RunId, Order)> {
+        std::mem::take(&mut self.running).into_iter().collect()
+    }
+
     pub(super) fn drop_waiting(&mut self) -> Vec<Order> {
         self.waiting.drain(..).map(|(_, order)| order).collect()
     }
