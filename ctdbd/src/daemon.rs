@@ -261,6 +261,7 @@ impl Daemon {
             coordinator::Config {
                 me: settings.me,
                 voters: settings.voters,
+                quorum: settings.quorum,
                 deleted: settings.deleted,
                 list_length: settings.nodes.len(),
                 give_up: settings.give_up,
