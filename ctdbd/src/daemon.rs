@@ -9,6 +9,7 @@ mod actions;
 mod generation;
 mod history;
 mod node;
+mod nodes;
 mod paths;
 mod settings;
 mod snapshot;
@@ -311,6 +312,7 @@ impl Daemon {
             tunables: settings.tunables.clone(),
             config: Arc::clone(&settings.config),
             reload: settings.reload.clone(),
+            nodes_source: settings.nodes_source.clone(),
         });
         node.input(coordinator::Input::Policy(settings.policy));
         node.step();

@@ -23,6 +23,7 @@ use super::history::History;
 use super::paths;
 use super::snapshot::{self, View};
 use crate::clock::{boot_now, wall_now};
+use crate::config::NodesSource;
 use crate::failover::{Executor, Job, Outcome, Placed};
 use crate::liveness::{self, Detector};
 use crate::lock::{LockClient, LockEvent};
@@ -63,6 +64,7 @@ pub(super) struct Parts {
     pub(super) tunables: Vec<TunableView>,
     pub(super) config: Arc<ConfigView>,
     pub(super) reload: super::settings::Reload,
+    pub(super) nodes_source: NodesSource,
 }
 
 /// The main loop's state.

@@ -97,6 +97,7 @@ pub(super) struct Settings {
     pub(super) tunables: Vec<TunableView>,
     pub(super) config: Arc<ConfigView>,
     pub(super) reload: Reload,
+    pub(super) nodes_source: config::NodesSource,
 }
 
 fn public(addresses: &[config::PublicAddress]) -> Vec<PublicAddress> {
@@ -183,6 +184,7 @@ impl Settings {
             tunables: tunables(config),
             config: Arc::new(shown(config)),
             reload: reload(Arc::new(config.clone())),
+            nodes_source: config.cluster.nodes_source.clone(),
         })
     }
 
