@@ -37,6 +37,9 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Snapshots hold ages; they are made anew this often even if nothing changed.
 const REFRESH: Duration = Duration::from_millis(500);
 
+/// A takeover or release is put down to a change that is not older than this.
+const CAUSE: Duration = Duration::from_secs(10);
+
 /// What the main loop is made of.
 pub(super) struct Parts {
     pub(super) me: Pnn,
@@ -85,6 +88,8 @@ pub(super) struct Node {
     published_at: BootTime,
     /// Whether the right has been there, for the log.
     warned_alone: bool,
+    /// What last changed in the cluster: takeovers and releases that follow are put down to it.
+    cause: Option<(BootTime, String)>,
 }
 
 impl Node {
@@ -101,6 +106,7 @@ impl Node {
             dirty: true,
             published_at: BootTime::ZERO,
             warned_alone: false,
+            cause: None,
             parts,
         };
         node.parts.local.advance(RunState::FirstRecovery);
@@ -215,6 +221,7 @@ impl Node {
                 Effect::Note(note) => {
                     self.dirty = true;
                     tracing::warn!(kind = note.kind, "{}", note.text);
+                    self.cause = Some((now, note.text.clone()));
                     let node = note.node.map(Pnn::get);
                     self.parts
                         .history
@@ -294,7 +301,7 @@ impl Node {
                     }
                 }
                 if !taken.is_empty() {
-                    let text = format!("took over {} addresses", taken.len());
+                    let text = self.with_cause(format!("took over {} addresses", taken.len()));
                     self.parts
                         .history
                         .add("takeover", me, text, &taken, &phases);
@@ -308,7 +315,7 @@ impl Node {
                     tracing::warn!("Release of IP {address} on interface {interface}");
                     self.parts.local.unplace(*address);
                 }
-                let text = format!("released {} addresses", addresses.len());
+                let text = self.with_cause(format!("released {} addresses", addresses.len()));
                 self.parts
                     .history
                     .add("release", me, text, &addresses, &phases);
@@ -339,6 +346,14 @@ impl Node {
                 }
             }
             Outcome::Closed => {}
+        }
+    }
+
+    /// With what changed shortly before, if anything did.
+    fn with_cause(&self, text: String) -> String {
+        match &self.cause {
+            Some((at, cause)) if boot_now().since(*at) < CAUSE => format!("{text}, after: {cause}"),
+            _ => text,
         }
     }
 

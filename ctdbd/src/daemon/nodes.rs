@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
-use ctdb_wire::api::{Action, ApiError, NodeEntry, ReloadView, SourceView};
+use ctdb_wire::api::{Action, ApiError, Done, NodeEntry, ReloadView, SourceView};
 use ctdb_wire::ids::{NodeFlags, Pnn};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -293,8 +293,19 @@ impl Node {
     }
 
     /// `POST /v1/nodes/apply`
-    pub(super) fn apply_nodes(&mut self, _nodes: &[NodeEntry]) -> Answer {
-        Err(ApiError::new(501, "later", "later"))
+    pub(super) fn apply_nodes(&self, nodes: &[NodeEntry]) -> Answer {
+        if nodes == self.entries() {
+            return json(&Done {
+                changed: false,
+                message: "the list is in force already".to_owned(),
+            });
+        }
+        Err(ApiError::new(
+            409,
+            "not_at_run_time",
+            "this release takes on a changed nodes list only at its start: stop all daemons, then \
+             start them",
+        ))
     }
 
     fn linked_others(&self) -> Vec<Pnn> {
