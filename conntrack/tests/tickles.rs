@@ -299,7 +299,12 @@ fn thousands_leave_at_once() {
     // Warm the neighbours.
     pair.server.exec("ping -q -c 1 -W 5 10.77.0.2");
     let list: Vec<_> = (0..TICKLES)
-        .map(|n| (end(&format!("10.77.0.2:{}", 10_000 + n)), end("10.77.0.10:445")))
+        .map(|n| {
+            (
+                end(&format!("10.77.0.2:{}", 10_000 + n)),
+                end("10.77.0.10:445"),
+            )
+        })
         .collect();
     let mut ports = BTreeSet::new();
     let start = Instant::now();

@@ -51,9 +51,9 @@ impl Stage {
         stage.server.create()?;
         stage.client.create()?;
         let peer = stage.client.name();
-        stage
-            .server
-            .ip(&format!("link add srv0 type veth peer name cli0 netns {peer}"))?;
+        stage.server.ip(&format!(
+            "link add srv0 type veth peer name cli0 netns {peer}"
+        ))?;
         for (net, interface, addresses) in [
             (&stage.server, "srv0", &[PUBLIC[0], PUBLIC[1], PRIVATE][..]),
             (&stage.client, "cli0", &CLIENT[..]),

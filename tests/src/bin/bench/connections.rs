@@ -97,7 +97,9 @@ fn watched<T>(stage: &Stage, work: impl FnOnce() -> Result<T>) -> Result<(T, f64
             Err(anyhow::anyhow!("the watch did not start"))
         };
         stop.store(true, Ordering::Relaxed);
-        let (used, count) = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+        let (used, count) = reader
+            .join()
+            .map_err(|_| anyhow::anyhow!("the reader panicked"))??;
         Ok((result?, used, count))
     })
 }
@@ -180,7 +182,11 @@ pub fn storm(runs: Runs) -> Result<Vec<Row>> {
                     .collect();
                 let results: Result<Vec<()>> = clients
                     .into_iter()
-                    .map(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
+                    .map(|client| {
+                        client
+                            .join()
+                            .map_err(|_| anyhow::anyhow!("a client panicked"))?
+                    })
                     .collect();
                 let took = start.elapsed();
                 // What is reset is told a moment later.
