@@ -9,12 +9,19 @@ pub(crate) const IPV4: u8 = libc::AF_INET as u8;
 pub(crate) const IPV6: u8 = libc::AF_INET6 as u8;
 /// `TCP_ESTABLISHED`.
 pub(crate) const ESTABLISHED: u8 = 1;
+/// `TCP_SYN_SENT`.
+pub(crate) const SYN_SENT: u8 = 2;
+/// `TCP_SYN_RECV`.
+pub(crate) const SYN_RECV: u8 = 3;
 /// `TCP_TIME_WAIT`.
 pub(crate) const TIME_WAIT: u8 = 6;
+/// `TCP_CLOSE`: of UDP sockets those that are bound and not connected.
+pub(crate) const CLOSE: u8 = 7;
 /// `TCP_LISTEN`.
 pub(crate) const LISTEN: u8 = 10;
 /// `TCP_NEW_SYN_RECV`, the highest of those that can be asked for.
-const LAST_STATE: u8 = 12;
+pub(crate) const NEW_SYN_RECV: u8 = 12;
+const LAST_STATE: u8 = NEW_SYN_RECV;
 
 pub(crate) const NLMSG_ERROR: u16 = 2;
 pub(crate) const NLMSG_DONE: u16 = 3;
@@ -30,7 +37,12 @@ pub(crate) const ID_BYTES: usize = 48;
 const MESSAGE_BYTES: usize = 72;
 const ID_AT: usize = 4;
 
+const INODE_AT: usize = 68;
+
 const INET_DIAG_REQ_BYTECODE: u16 = 1;
+const INET_DIAG_INFO: u16 = 2;
+/// Asks for [`INET_DIAG_INFO`].
+const WITH_INFO: u8 = 1 << (INET_DIAG_INFO - 1);
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const BYTECODE_JUMP: u8 = 1;
 const BYTECODE_SOURCE: u8 = 7;
@@ -43,9 +55,29 @@ pub(crate) fn states(wanted: impl Fn(u8) -> bool) -> u32 {
         .fold(0, |mask, at| mask | 1 << at)
 }
 
-/// A request for all TCP sockets of a family in some states, and with a filter if it is not empty.
-pub(crate) fn dump_request(family: u8, states: u32, filter: &[u8], seq: u32) -> Vec<u8> {
-    let mut body = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// `IPPROTO_*`.
+    pub(crate) protocol: i32,
+    /// See [`states`].
+    pub(crate) states: u32,
+    /// See [`source_filter`]; empty: none.
+    pub(crate) filter: &'a [u8],
+    /// `struct tcp_info` of each as well.
+    pub(crate) info: bool,
+}
+
+/// A request for all sockets of a family of some kind.
+pub(crate) fn dump_request(family: u8, wanted: &Wanted<'_>, seq: u32) -> Vec<u8> {
+    let Wanted {
+        protocol,
+        states,
+        filter,
+        info,
+    } = *wanted;
+    let with = if info { WITH_INFO } else { 0 };
+    let mut body = vec![family, protocol as u8, with, 0];
     body.extend(states.to_ne_bytes());
     body.extend([0; ID_BYTES]);
     if !filter.is_empty() {
@@ -157,8 +189,42 @@ pub(crate) struct Described {
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
     pub(crate) id: [u8; ID_BYTES],
+    /// Number of its file in the kernel; 0: nobody has it open.
+    pub(crate) inode: u64,
     /// Known for IPv6 listeners.
     pub(crate) v6only: Option<bool>,
+    /// If it was asked for.
+    pub(crate) info: Option<TcpInfo>,
+}
+
+/// What the kernel tells of a connection's traffic (`struct tcp_info`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Bytes that came from the client.
+    pub bytes_received: u64,
+    /// Bytes that were sent and acknowledged by the client.
+    pub bytes_acked: u64,
+    /// Smoothed round-trip time, in microseconds.
+    pub rtt_us: u32,
+    /// Segments that were sent again, in all.
+    pub retransmissions: u32,
+    /// Segments that wait for an acknowledgement.
+    pub unacknowledged: u32,
+    /// Milliseconds since the client last sent data.
+    pub idle_ms: u32,
+}
+
+fn tcp_info(value: &[u8]) -> Option<TcpInfo> {
+    let word = |at: usize| Some(u32::from_ne_bytes(*value.get(at..)?.first_chunk()?));
+    let long = |at: usize| Some(u64::from_ne_bytes(*value.get(at..)?.first_chunk()?));
+    Some(TcpInfo {
+        unacknowledged: word(24)?,
+        idle_ms: word(52)?,
+        rtt_us: word(68)?,
+        retransmissions: word(100)?,
+        bytes_acked: long(120)?,
+        bytes_received: long(128)?,
+    })
 }
 
 /// Reads one answer of a dump.
@@ -184,14 +250,17 @@ pub(crate) fn describe(body: &[u8]) -> Option<Described> {
         Some(end)
     };
     let (local, remote) = (end(4, 0)?, end(20, 2)?);
-    let mut v6only = None;
+    let inode = u32::from_ne_bytes(*fixed.get(INODE_AT..)?.first_chunk()?);
+    let (mut v6only, mut info) = (None, None);
     while let Some([l0, l1, k0, k1]) = rest.first_chunk() {
         let length = u16::from_ne_bytes([*l0, *l1]) as usize;
         let Some(value) = rest.get(4..length) else {
             break;
         };
-        if u16::from_ne_bytes([*k0, *k1]) == INET_DIAG_SKV6ONLY {
-            v6only = value.first().map(|flag| *flag != 0);
+        match u16::from_ne_bytes([*k0, *k1]) {
+            INET_DIAG_SKV6ONLY => v6only = value.first().map(|flag| *flag != 0),
+            INET_DIAG_INFO => info = tcp_info(value),
+            _ => {}
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -201,7 +270,9 @@ pub(crate) fn describe(body: &[u8]) -> Option<Described> {
         local,
         remote,
         id,
+        inode: inode.into(),
         v6only,
+        info,
     })
 }
 
@@ -295,6 +366,24 @@ mod tests {
         assert_eq!(describe(&body[..MESSAGE_BYTES - 1]), None);
         body[0] = 1;
         assert_eq!(describe(&body), None);
+    }
+
+    #[test]
+    fn traffic_is_read_where_it_is_told() {
+        let mut body = described(2, ESTABLISHED, [10; 16], [11; 16]);
+        let mut value = vec![0; 136];
+        value[120..128].copy_from_slice(&7_u64.to_ne_bytes());
+        value[128..136].copy_from_slice(&9_u64.to_ne_bytes());
+        value[68..72].copy_from_slice(&1500_u32.to_ne_bytes());
+        body.extend(140_u16.to_ne_bytes());
+        body.extend(INET_DIAG_INFO.to_ne_bytes());
+        body.extend(&value);
+        let info = describe(&body).unwrap().info.unwrap();
+        let known = (info.bytes_acked, info.bytes_received, info.rtt_us);
+        assert_eq!(known, (7, 9, 1500));
+        // Of an old kernel.
+        body[MESSAGE_BYTES] = 132;
+        assert_eq!(describe(&body).unwrap().info, None);
     }
 
     #[test]

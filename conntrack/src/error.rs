@@ -29,6 +29,9 @@ pub enum Error {
         /// What was being done.
         doing: String,
     },
+    /// The kernel's tracker or destroyer.
+    #[error(transparent)]
+    Program(#[from] ctdb_ebpf::Error),
     /// Any other refusal by the kernel.
     #[error("{doing}: {source}")]
     Kernel {
@@ -53,7 +56,7 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Permission { .. } => Some(libc::EPERM),
-            Self::MixedFamilies { .. } => None,
+            Self::MixedFamilies { .. } | Self::Program(_) => None,
             Self::NotSupported { source, .. } | Self::Kernel { source, .. } => {
                 source.raw_os_error()
             }

@@ -10,7 +10,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 
 use crate::Error;
-use crate::diag::{self, Described, ID_BYTES, LISTEN, NLMSG_DONE, NLMSG_ERROR, Raw, TIME_WAIT};
+use crate::diag::{
+    self, CLOSE, Described, ID_BYTES, LISTEN, NLMSG_DONE, NLMSG_ERROR, Raw, TIME_WAIT, TcpInfo,
+    Wanted,
+};
 
 /// Addresses up to which the kernel filters; with more, all connections are read and filtered here.
 const FILTER_LIMIT: usize = 64;
@@ -32,8 +35,35 @@ pub struct Connection {
     pub client: SocketAddr,
     /// `TCP_*` of the kernel: 1 established, 3 request received, 8 closed by the client ...
     pub state: u8,
+    /// Number of the socket's file; 0: no process has it open. For [`crate::owners::owners`].
+    pub inode: u64,
+    /// If it was asked for and is known: not of requests.
+    pub info: Option<TcpInfo>,
     family: u8,
     id: [u8; ID_BYTES],
+}
+
+/// A UDP socket that answers whoever sends to it: bound, and not connected to one peer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UdpSocket {
+    /// Address and port; an unspecified address is the wildcard of its family.
+    pub local: SocketAddr,
+    /// An IPv6 wildcard that takes IPv4 datagrams too.
+    pub dual: bool,
+    /// Number of its file; 0: a service of the kernel's own, such as its NFS server.
+    pub inode: u64,
+}
+
+impl UdpSocket {
+    /// Whether datagrams to this address, at the socket's port, come to it.
+    pub fn answers_on(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        match self.local.ip() {
+            IpAddr::V4(local) if local.is_unspecified() => address.is_ipv4(),
+            IpAddr::V6(local) if local.is_unspecified() => address.is_ipv6() || self.dual,
+            local => local == address,
+        }
+    }
 }
 
 impl Connection {
@@ -82,7 +112,13 @@ impl Sockets {
     pub fn listeners(&mut self) -> Result<Vec<SocketAddr>, Error> {
         let mut found = BTreeSet::new();
         let states = diag::states(|state| state == LISTEN);
-        self.dump("list the TCP listeners", states, &[], |socket| {
+        let wanted = Wanted {
+            protocol: libc::IPPROTO_TCP,
+            states,
+            filter: &[],
+            info: false,
+        };
+        self.dump("list the TCP listeners", &wanted, |socket| {
             let local = socket.local;
             let dual = socket.v6only == Some(false);
             if dual && local.is_ipv6() && local.ip().is_unspecified() {
@@ -96,6 +132,18 @@ impl Sockets {
     /// The connections whose end here is one of the addresses `to`, in all states but LISTEN and
     /// TIME_WAIT; requests that are not answered yet are among them.
     pub fn connections(&mut self, to: &BTreeSet<IpAddr>) -> Result<Vec<Connection>, Error> {
+        self.find(to, false)
+    }
+
+    /// As [`Sockets::connections`], with what is known of each one's traffic.
+    pub fn connections_with_info(
+        &mut self,
+        to: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<Connection>, Error> {
+        self.find(to, true)
+    }
+
+    fn find(&mut self, to: &BTreeSet<IpAddr>, info: bool) -> Result<Vec<Connection>, Error> {
         let to: BTreeSet<IpAddr> = to.iter().map(IpAddr::to_canonical).collect();
         if to.is_empty() {
             return Ok(Vec::new());
@@ -107,17 +155,51 @@ impl Sockets {
         };
         let states = diag::states(|state| ![LISTEN, TIME_WAIT].contains(&state));
         let mut found = Vec::new();
-        self.dump("list the TCP connections", states, &filter, |socket| {
+        let wanted = Wanted {
+            protocol: libc::IPPROTO_TCP,
+            states,
+            filter: &filter,
+            info,
+        };
+        self.dump("list the TCP connections", &wanted, |socket| {
             if to.contains(&socket.local.ip()) {
                 found.push(Connection {
                     server: socket.local,
                     client: socket.remote,
                     state: socket.state,
+                    inode: socket.inode,
+                    info: socket.info,
                     family: socket.family,
                     id: socket.id,
                 });
             }
         })?;
+        Ok(found)
+    }
+
+    /// The UDP sockets that answer on one of these addresses, bound to it or to the wildcard,
+    /// sorted.
+    pub fn udp(&mut self, on: &BTreeSet<IpAddr>) -> Result<Vec<UdpSocket>, Error> {
+        let wanted = Wanted {
+            protocol: libc::IPPROTO_UDP,
+            states: diag::states(|state| state == CLOSE),
+            filter: &[],
+            info: false,
+        };
+        let mut found = Vec::new();
+        self.dump("list the UDP sockets", &wanted, |socket| {
+            let local = socket.local;
+            let wildcard = local.is_ipv6() && local.ip().is_unspecified();
+            let socket = UdpSocket {
+                local,
+                dual: wildcard && socket.v6only == Some(false),
+                inode: socket.inode,
+            };
+            if local.port() != 0 && on.iter().any(|address| socket.answers_on(*address)) {
+                found.push(socket);
+            }
+        })?;
+        found.sort();
         Ok(found)
     }
 
@@ -178,14 +260,13 @@ impl Sockets {
     fn dump(
         &mut self,
         doing: &'static str,
-        states: u32,
-        filter: &[u8],
+        wanted: &Wanted<'_>,
         mut each: impl FnMut(Described),
     ) -> Result<(), Error> {
         for family in [diag::IPV4, diag::IPV6] {
             self.seq = self.seq.wrapping_add(1);
             let seq = self.seq;
-            let request = diag::dump_request(family, states, filter, seq);
+            let request = diag::dump_request(family, wanted, seq);
             match self.read_dump(&request, seq, &mut each) {
                 // No IPv6 in this kernel.
                 Err(error)

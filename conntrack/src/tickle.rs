@@ -5,11 +5,13 @@
 //! has the address now, knowing no such connection, resets it. Linux answers at most once in
 //! 500 ms per connection, so repeats must be further apart than that; they are the caller's.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, SockaddrIn6, sendmsg};
+use rustix::io::Errno;
+use rustix::net::addr::SocketAddrArg as _;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Error;
@@ -22,6 +24,30 @@ const WINDOW: u16 = 1234;
 const HOPS: u8 = 64;
 /// A window has at most 2^30 bytes (RFC 7323 2.3), so no client takes both for right.
 const SEQUENCES: [u32; 2] = [0, 1 << 31];
+
+/// Packets in one call of the kernel.
+const BATCH: usize = 256;
+
+/// Which ends of a service's connections are tickled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ways {
+    /// The client's only.
+    Client,
+    /// The server's kernel too, as if by the client: a socket that the new owner still has from
+    /// an earlier time as owner would let a client that comes back from the same port hang, and
+    /// a duplicate-reply cache that is kept by connection answer from the wrong one.
+    Both,
+}
+
+/// By the server's port: both ways for NFS (2049), the client's only for all others.
+pub fn ways(server_port: u16) -> Ways {
+    const NFS: u16 = 2049;
+    if server_port == NFS {
+        Ways::Both
+    } else {
+        Ways::Client
+    }
+}
 
 /// A tickle, IP header included, all checksums valid. `None` if the ends are not both IPv4 or both
 /// IPv6 (v4-mapped ones count as IPv4).
@@ -123,80 +149,144 @@ impl Tickler {
     fn try_open() -> io::Result<Self> {
         // With this protocol the header is ours, and nothing is received.
         let raw = |domain| Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
+        let v4 = raw(Domain::IPV4)?;
+        // From an address that is not (yet) here.
+        v4.set_freebind_v4(true)?;
         let v6 = match raw(Domain::IPV6) {
             Ok(socket) => {
-                // From an address that is not (yet) here, as IPv4 allows with a header of one's own.
                 socket.set_freebind_v6(true)?;
                 Some(socket)
             }
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             Err(error) => return Err(error),
         };
-        Ok(Self {
-            v4: raw(Domain::IPV4)?,
-            v6,
-            turn: 0,
-        })
+        Ok(Self { v4, v6, turn: 0 })
     }
 
     /// Sends one tickle to each `(client, server)`, routed by the server's address as the
     /// connection was. The results are in their order; one that fails does not stop the others.
     /// Successive calls alternate between two sequence numbers, one of which is wrong for any
     /// client. That a filter on the way out dropped a packet is not noticed.
+    ///
+    /// With the ends swapped it is the server's kernel that is asked, as if by the client: for
+    /// services that keep what they answered to a connection (see [`ways`]).
     pub fn send(&mut self, connections: &[(SocketAddr, SocketAddr)]) -> Vec<Result<(), Error>> {
         let sequence = SEQUENCES[self.turn % SEQUENCES.len()];
         self.turn = self.turn.wrapping_add(1);
-        let sent = connections.iter().map(|(client, server)| {
-            let doing = || format!("tickle {client} about its connection to {server}");
+        let mut results: Vec<Result<(), Error>> = Vec::new();
+        // What leaves in one call of the kernel has one source address.
+        let mut groups: BTreeMap<(IpAddr, u32), Vec<Tickle>> = BTreeMap::new();
+        for (index, (client, server)) in connections.iter().enumerate() {
             let Some(packet) = packet(*client, *server, sequence) else {
-                return Err(Error::MixedFamilies { doing: doing() });
+                results.push(Err(Error::MixedFamilies {
+                    doing: doing(*client, *server),
+                }));
+                continue;
             };
-            loop {
-                match self.send_one(&packet, canonical(*client), canonical(*server)) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    other => return other.map_err(|source| Error::kernel(doing(), source)),
-                }
+            results.push(Ok(()));
+            let to = canonical(*client);
+            let scope = match to {
+                SocketAddr::V6(to) => to.scope_id(),
+                SocketAddr::V4(_) => 0,
+            };
+            groups
+                .entry((canonical(*server).ip(), scope))
+                .or_default()
+                .push(Tickle { index, to, packet });
+        }
+        for ((from, scope), tickles) in groups {
+            for batch in tickles.chunks(BATCH) {
+                let mut failed = |index: usize, source| {
+                    let (client, server) = connections[index];
+                    results[index] = Err(Error::kernel(doing(client, server), source));
+                };
+                self.send_from(from, scope, batch, &mut failed);
             }
-        });
-        sent.collect()
+        }
+        results
     }
 
-    fn send_one(&self, packet: &[u8], client: SocketAddr, server: SocketAddr) -> io::Result<()> {
-        let packet = [IoSlice::new(packet)];
-        let flags = MsgFlags::empty();
-        match (client, server) {
-            (SocketAddr::V4(client), SocketAddr::V4(server)) => {
-                // The source, so that policy routes by source address apply.
-                let source = u32::from_ne_bytes(server.ip().octets());
-                let info = libc::in_pktinfo {
-                    ipi_ifindex: 0,
-                    ipi_spec_dst: libc::in_addr { s_addr: source },
-                    ipi_addr: libc::in_addr { s_addr: 0 },
-                };
-                let control = [ControlMessage::Ipv4PacketInfo(&info)];
-                let to = SockaddrIn::from(SocketAddrV4::new(*client.ip(), 0));
-                sendmsg(self.v4.as_raw_fd(), &packet, &control, flags, Some(&to))?;
+    fn send_from(
+        &self,
+        from: IpAddr,
+        scope: u32,
+        batch: &[Tickle],
+        failed: &mut impl FnMut(usize, io::Error),
+    ) {
+        let (socket, from) = match from {
+            IpAddr::V4(from) => (Some(&self.v4), SocketAddr::from((from, 0))),
+            IpAddr::V6(from) => {
+                let from = SocketAddrV6::new(from, 0, 0, scope);
+                (self.v6.as_ref(), from.into())
             }
-            (SocketAddr::V6(client), SocketAddr::V6(server)) => {
-                let socket = self
-                    .v6
-                    .as_ref()
-                    .ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
-                let info = libc::in6_pktinfo {
-                    ipi6_addr: libc::in6_addr {
-                        s6_addr: server.ip().octets(),
-                    },
-                    ipi6_ifindex: client.scope_id(),
-                };
-                let control = [ControlMessage::Ipv6PacketInfo(&info)];
-                // A port would be taken for a protocol.
-                let to = SocketAddrV6::new(*client.ip(), 0, 0, client.scope_id());
-                let to = SockaddrIn6::from(to);
-                sendmsg(socket.as_raw_fd(), &packet, &control, flags, Some(&to))?;
+        };
+        let bound = socket
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
+            // To the source, so that policy routes by source address apply.
+            .and_then(|socket| socket.bind(&from.into()).map(|()| socket));
+        match bound {
+            Ok(socket) => send_batch(socket, batch, failed),
+            Err(error) => {
+                let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                for tickle in batch {
+                    failed(tickle.index, error.into());
+                }
             }
-            _ => return Err(io::ErrorKind::InvalidInput.into()),
         }
-        Ok(())
+    }
+}
+
+/// A packet on its way.
+struct Tickle {
+    /// In the caller's list.
+    index: usize,
+    to: SocketAddr,
+    packet: Vec<u8>,
+}
+
+impl Tickle {
+    fn address(&self) -> SocketAddrAny {
+        match self.to {
+            SocketAddr::V4(to) => SocketAddrV4::new(*to.ip(), 0).as_any(),
+            // A port would be taken for a protocol.
+            SocketAddr::V6(to) => SocketAddrV6::new(*to.ip(), 0, 0, to.scope_id()).as_any(),
+        }
+    }
+}
+
+fn doing(client: SocketAddr, server: SocketAddr) -> String {
+    format!("tickle {client} about its connection to {server}")
+}
+
+/// Sends all of a batch in as few calls as its failures allow: the kernel stops at the first.
+fn send_batch(socket: &Socket, batch: &[Tickle], failed: &mut impl FnMut(usize, io::Error)) {
+    let packets: Vec<[IoSlice<'_>; 1]> = batch
+        .iter()
+        .map(|tickle| [IoSlice::new(&tickle.packet)])
+        .collect();
+    let addresses: Vec<SocketAddrAny> = batch.iter().map(Tickle::address).collect();
+    let mut nothing: Vec<SendAncillaryBuffer<'_, '_, '_>> = Vec::new();
+    nothing.resize_with(batch.len(), SendAncillaryBuffer::default);
+    let mut headers: Vec<MMsgHdr<'_>> = addresses
+        .iter()
+        .zip(&packets)
+        .zip(&mut nothing)
+        .map(|((to, packet), nothing)| MMsgHdr::new_with_addr(to, packet, nothing))
+        .collect();
+    let mut sent = 0;
+    while sent < batch.len() {
+        match sendmmsg(socket, &mut headers[sent..], SendFlags::empty()) {
+            Ok(count) if count > 0 => sent += count,
+            Ok(_) => {
+                failed(batch[sent].index, io::ErrorKind::WriteZero.into());
+                sent += 1;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => {
+                failed(batch[sent].index, errno.into());
+                sent += 1;
+            }
+        }
     }
 }
 

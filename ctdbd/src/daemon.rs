@@ -10,6 +10,7 @@ mod events;
 mod generation;
 mod history;
 mod node;
+mod nodes;
 mod paths;
 mod settings;
 mod snapshot;
@@ -278,6 +279,7 @@ impl Daemon {
             coordinator::Config {
                 me: settings.me,
                 voters: settings.voters,
+                quorum: settings.quorum,
                 deleted: settings.deleted,
                 list_length: settings.nodes.len(),
                 give_up: settings.give_up,
@@ -339,6 +341,7 @@ impl Daemon {
             tunables: settings.tunables.clone(),
             config: Arc::clone(&settings.config),
             reload: settings.reload.clone(),
+            nodes_source: settings.nodes_source.clone(),
         });
         node.input(coordinator::Input::Policy(settings.policy));
         node.step();

@@ -217,6 +217,9 @@ fn significant(a: &Status, b: &Status) -> bool {
         || a.leader != b.leader
         || a.acting.map(|(term, _)| term) != b.acting.map(|(term, _)| term)
         || a.abstaining != b.abstaining
+        || a.lock_wanted != b.lock_wanted
+        || a.led != b.led
+        || a.claimed != b.claimed
         || (0..MAX_NODES).any(|i| {
             let (x, y) = (&a.peers[i], &b.peers[i]);
             x.incarnation != y.incarnation

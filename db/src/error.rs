@@ -154,6 +154,15 @@ pub enum Error {
         "robust mutexes shared by processes do not work here: open the database without MUTEX_LOCKING"
     )]
     NoMutexes,
+    /// Another file has taken the path since the database was opened.
+    #[error("{path} is another file than when it was opened", path = .path.display())]
+    Replaced {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file has fewer chains.
+    #[error("there is no chain {0}")]
+    NoChain(u32),
     /// A mutex must be given back by the thread that took it.
     #[error("{lock} was taken by another thread, which must give it back")]
     WrongThread {

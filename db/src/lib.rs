@@ -22,12 +22,12 @@
 //!   crashes as of ours, at open and at the first lock.
 //! * Marking (B.7), and transactions under an exclusive lock on all records, real or marked.
 //! * A check that names offset and fault.
+//! * [`waiter`]: waits for locks that block nobody, and that later requests join.
 //! * [`dump`]: text dumps, interchangeable with `tdbdump` and `tdbrestore`.
 //! * [`record`]: CTDB's record header (C.1) and buffers of records (C.8). Pure.
 //!
 //! # What is not here yet
 //!
-//! * Waiters that later requests join.
 //! * The record protocol, recovery of databases, vacuuming (D, E, F).
 //!
 //! # Where it differs from libtdb on purpose
@@ -72,6 +72,7 @@ mod error;
 pub mod format;
 mod handle;
 pub mod hash;
+mod interrupt;
 mod lock;
 mod locking;
 mod map;
@@ -87,6 +88,7 @@ mod sigbus;
 mod space;
 mod storage;
 mod transaction;
+pub mod waiter;
 mod walk;
 mod write;
 

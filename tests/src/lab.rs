@@ -31,6 +31,7 @@ pub mod probe;
 pub mod reference;
 pub mod scenario;
 pub mod services;
+pub mod stage;
 pub mod timeline;
 pub mod usage;
 mod wires;

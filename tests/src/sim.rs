@@ -11,6 +11,7 @@ mod clock;
 mod faults;
 mod kernel;
 mod links;
+mod lock;
 mod net;
 mod node;
 mod options;
@@ -19,7 +20,7 @@ mod threads;
 mod trace;
 mod world;
 
-pub use options::{Options, Outcome, Profile, Stats, Violation};
+pub use options::{Authority, Options, Outcome, Profile, Stats, Violation};
 pub use scenario::{Bound, bounds};
 
 /// One run of random faults.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ctdb_core::planted::Bug;
-use ctdb_tests::sim::{self, Options, Outcome, Profile};
+use ctdb_tests::sim::{self, Authority, Options, Outcome, Profile};
 
 /// Random runs of the standard profile; a tenth as many of each of the others.
 const SEEDS: u64 = 8_000;
@@ -57,9 +57,10 @@ fn search(
     )
 }
 
-fn no_violation(profile: Profile, seeds: u64) {
+fn no_violation(profile: Profile, authority: Authority, seeds: u64) {
     let options = |seed| Options {
         profile,
+        authority,
         ..Options::new(seed)
     };
     let (found, done) = search(0..seeds, options);
@@ -69,7 +70,10 @@ fn no_violation(profile: Profile, seeds: u64) {
             ..options(seed)
         });
         let violation = replay.violation.expect("the same seed gives the same run");
-        panic!("{}\n{profile:?} seed {seed}: {violation}", replay.trace);
+        panic!(
+            "{}\n{profile:?} {authority:?} seed {seed}: {violation}",
+            replay.trace
+        );
     }
     let recovered = done
         .iter()
@@ -83,7 +87,7 @@ fn no_violation(profile: Profile, seeds: u64) {
     let events: u64 = done.iter().map(|outcome| outcome.stats.events).sum();
     let elections: u64 = done.iter().map(|outcome| outcome.stats.elections).sum();
     println!(
-        "{profile:?}: {} runs, {events} events, {elections} elections, worst recovery {worst} ms",
+        "{profile:?} {authority:?}: {} runs, {events} events, {elections} elections, worst recovery {worst} ms",
         done.len()
     );
     // A run without anything to serve proves little; there are few of them.
@@ -96,17 +100,29 @@ fn no_violation(profile: Profile, seeds: u64) {
 
 #[test]
 fn standard_profile_keeps_its_promises() {
-    no_violation(Profile::Standard, seeds());
+    no_violation(Profile::Standard, Authority::Majority, seeds());
+}
+
+#[test]
+fn whoever_holds_the_lock_keeps_the_promises() {
+    no_violation(Profile::Standard, Authority::Lock, seeds() / 4);
+    no_violation(Profile::Fast, Authority::Lock, seeds() / 20);
+}
+
+#[test]
+fn majority_and_lock_together_bear_a_lock_that_lies() {
+    no_violation(Profile::Standard, Authority::Both, seeds() / 4);
+    no_violation(Profile::Fast, Authority::Both, seeds() / 20);
 }
 
 #[test]
 fn fast_profile_keeps_its_promises() {
-    no_violation(Profile::Fast, seeds() / 10);
+    no_violation(Profile::Fast, Authority::Majority, seeds() / 10);
 }
 
 #[test]
 fn cautious_profile_keeps_its_promises() {
-    no_violation(Profile::Cautious, seeds() / 10);
+    no_violation(Profile::Cautious, Authority::Majority, seeds() / 10);
 }
 
 #[test]
@@ -137,7 +153,12 @@ fn events_cost_what_they_may() {
 }
 
 fn finds(bug: Bug, promise: &str, within: u64) {
+    finds_with(Authority::Majority, bug, promise, within);
+}
+
+fn finds_with(authority: Authority, bug: Bug, promise: &str, within: u64) {
     let options = |seed| Options {
+        authority,
         bug: Some(bug),
         ..Options::new(seed)
     };
@@ -206,6 +227,26 @@ fn finds_missing_abstention() {
 #[test]
 fn finds_orders_without_epoch() {
     finds(Bug::NoEpoch, "ADDR-1", 1000);
+}
+
+#[test]
+fn finds_a_holder_that_acts_after_it_lost_the_lock() {
+    finds_with(Authority::Lock, Bug::ActsAfterLostLock, "MEM-1", 500);
+}
+
+#[test]
+fn finds_a_holder_that_asks_nobody() {
+    finds_with(Authority::Lock, Bug::LockActsAtOnce, "MEM-1", 500);
+}
+
+#[test]
+fn finds_a_claim_that_is_kept() {
+    finds_with(Authority::Lock, Bug::ClaimKept, "MEM-1", 1000);
+}
+
+#[test]
+fn finds_a_settle_that_is_skipped() {
+    finds_with(Authority::Lock, Bug::SettleSkipped, "ADDR-1", 2000);
 }
 
 #[test]

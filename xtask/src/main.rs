@@ -37,6 +37,8 @@ enum Command {
     /// Show a cluster in network namespaces, make a node fail, draw what happens
     Demo(Rest),
     /// Measure the goals and print them as a table
+    ///
+    /// `bench db` measures the database engine, libtdb beside it.
     Bench(Rest),
     /// Run whole clusters of the pure cores in virtual time, from seeds
     Simulate(Rest),
@@ -102,6 +104,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let mut words = vec![OsString::from("shell")];
             words.extend(rest.words);
             cargo::exec_built("lab-helper", &words, cargo::Profile::Dev)
+        }
+        Command::Bench(rest) if rest.words.first().is_some_and(|word| word == "db") => {
+            setup::packages()?;
+            cargo::exec_built("bench-db", &rest.words[1..], cargo::Profile::Release)
         }
         Command::Bench(rest) => {
             setup::require(&Need::ALL)?;

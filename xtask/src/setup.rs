@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Debian packages that the build, the tests and the benchmarks use.
-const PACKAGES: [&str; 20] = [
+const PACKAGES: [&str; 21] = [
     "bpftool",
     "ctdb",
     // The lock in etcd is tested against the real server.
@@ -22,6 +22,8 @@ const PACKAGES: [&str; 20] = [
     "iputils-ping",
     "libmnl-dev",
     "libnftnl-dev",
+    // For the bench of the database engine.
+    "libtdb-dev",
     "nftables",
     "openssh-client",
     "openssh-server",

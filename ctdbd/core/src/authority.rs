@@ -1,4 +1,4 @@
-//! The right to serve, the leader, and the evidence that a node has lapsed: `authority = majority`.
+//! The right to serve, the leader, and the evidence that a node has lapsed.
 //!
 //! This is the detector's half of the node: fixed size, no allocation, fed by datagrams and
 //! ticks. The rules cited as `R4`, `R12` ... are those of `authority.md`. The main loop's half
@@ -6,6 +6,7 @@
 
 mod election;
 mod evidence;
+mod lock;
 mod right;
 mod witness;
 
@@ -16,6 +17,7 @@ use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, NodeSet, Pnn, Term
 
 use crate::planted::{Bug, Planted};
 pub use election::Role;
+pub use lock::{LockNews, LockStatus, LockTimes, Mode};
 pub use right::Right;
 
 /// How long the main loop may stand still before the right is no more renewed (MEM-4).
@@ -83,7 +85,10 @@ pub struct Config {
     pub incarnation: Incarnation,
     /// All configured nodes, this one included.
     pub voters: NodeSet,
+    /// What decides.
+    pub mode: Mode,
     /// Q: how many must answer; ⌊n/2⌋ + 1 unless split brain is allowed by configuration.
+    /// Without meaning where the lock alone decides.
     pub quorum: usize,
     /// Profile.
     pub timing: Timing,
@@ -99,6 +104,7 @@ impl Config {
             me,
             incarnation,
             voters,
+            mode: Mode::Majority,
             quorum,
             timing,
             planted: Planted::default(),
@@ -131,6 +137,8 @@ pub enum Input<'a> {
     Books(Books),
     /// Whether this node may lead; the main loop has stopped acting before it says no (R9).
     Eligible(bool),
+    /// What the lock client found out (R20 to R23).
+    Lock(LockNews),
     /// The node leaves: its right ends now and is not renewed, it neither stands nor leads.
     Leave,
 }
@@ -181,6 +189,12 @@ pub(crate) struct Peer {
     pub stopped: Option<(BootTime, Term)>,
     /// Newest own heartbeat that this witness answered (R5).
     pub answered_s: BootTime,
+    /// Newest own heartbeat that it answered as the acting holder of the lock.
+    pub holder_s: BootTime,
+    /// Its newest question whether this node acts (R21), by its clock.
+    pub asked_at: u64,
+    /// It is not answered yet.
+    pub asks: Option<Term>,
     /// Newest own heartbeat or vote request that it answered with a promise to me (R7).
     pub promised_s: BootTime,
     /// It has said, to this life of mine, that it neither stood, voted nor promised (R10).
@@ -218,6 +232,9 @@ impl Peer {
         gone: Incarnation::NONE,
         stopped: None,
         answered_s: BootTime::ZERO,
+        holder_s: BootTime::ZERO,
+        asked_at: 0,
+        asks: None,
         promised_s: BootTime::ZERO,
         virgin: false,
         report: None,
@@ -259,6 +276,9 @@ pub struct Authority {
     /// This life has neither stood, voted nor promised.
     pub(crate) virgin: bool,
     pub(crate) role: Role,
+    pub(crate) lock: lock::Lock,
+    /// The newest term that this node led.
+    pub(crate) led: Option<Term>,
     pub(crate) eligible: bool,
     pub(crate) leaving: bool,
     /// What the main loop said last.
@@ -294,6 +314,14 @@ pub struct Status {
     pub acting: Option<(Term, BootTime)>,
     /// As leader: a voter has voted for a newer term, so only a newer one wins it back.
     pub outdated: bool,
+    /// The newest term that this life led; what is not acted in any more is to be renounced.
+    pub led: Option<Term>,
+    /// Another node claims the lock: stop acting, and say so (R21).
+    pub claimed: bool,
+    /// The shell is to take the cluster lock, or to go on holding it.
+    pub lock_wanted: bool,
+    /// The lock of this node.
+    pub lock: LockStatus,
     /// This node gives no promise yet (R10).
     pub abstaining: bool,
     /// Ticks that came more than two intervals late.
@@ -356,6 +384,8 @@ impl Authority {
             abstain_until,
             virgin: true,
             role: Role::Follower,
+            lock: lock::Lock::default(),
+            led: None,
             eligible: false,
             leaving: false,
             books: Books::default(),
@@ -389,6 +419,7 @@ impl Authority {
                 }
                 self.eligible = eligible;
             }
+            Input::Lock(news) => self.lock_news(now, news, sink),
             Input::Leave => self.leave(now, sink),
         }
         self.tick(now, sink);
@@ -418,6 +449,7 @@ impl Authority {
         self.last_tick = now;
         self.check_right(now);
         self.check_election(now, sink);
+        self.check_lock(now, sink);
         self.check_evictions(now);
         if now >= self.next_heartbeat {
             self.send_heartbeats(now, sink);
@@ -445,6 +477,7 @@ impl Authority {
                 has_right,
                 leader,
                 evict,
+                ..
             } => {
                 if sent_at >= self.peers[from.index()].last_sent_at {
                     self.learn_epoch(now, from, epoch, has_right);
@@ -455,6 +488,7 @@ impl Authority {
                 echo,
                 epoch,
                 virgin,
+                holder,
                 promise,
                 stopped,
                 ages,
@@ -467,12 +501,15 @@ impl Authority {
                     from,
                     BootTime(echo),
                     virgin,
+                    holder,
                     promise,
                     stopped,
                     ages.as_ref(),
                 );
             }
-            Message::VoteRequest { term, pre, sent_at } => {
+            Message::VoteRequest {
+                term, pre, sent_at, ..
+            } => {
                 self.vote_request(now, from, term, pre, sent_at, sink);
             }
             Message::Vote {
@@ -505,6 +542,7 @@ impl Authority {
         from: Pnn,
         echo: BootTime,
         virgin: bool,
+        holder: bool,
         promise: Option<Term>,
         stopped: NodeSet,
         ages: Option<&Ages>,
@@ -518,7 +556,7 @@ impl Authority {
         if now.since(self.progress_at) > PROGRESS_LIMIT {
             return; // MEM-4: a hung main loop renews nothing, neither right nor leadership.
         }
-        self.count_answer(now, from, echo);
+        self.count_answer(now, from, echo, holder);
         self.count_promise(now, from, echo, promise);
         if let Some(ages) = ages {
             let report = Report {
@@ -542,6 +580,8 @@ impl Authority {
             peer.has_right = false;
             peer.epoch_learned_at = now;
             peer.last_sent_at = 0;
+            peer.asked_at = 0;
+            peer.asks = None;
             peer.promised_s = BootTime::ZERO;
             peer.virgin = false;
             peer.report = None;
@@ -591,6 +631,8 @@ impl Authority {
             has_right: self.right.held_at(now),
             leader,
             evict,
+            list: self.config.voters,
+            settled: true,
         };
         self.broadcast(&message, sink);
     }
@@ -678,6 +720,10 @@ impl Authority {
             leader: self.known_leader(now),
             acting: self.acting(now),
             outdated: self.is_fenced_off(now),
+            led: self.led,
+            claimed: self.claimed_by_other(),
+            lock_wanted: self.lock_wanted(now),
+            lock: self.lock_status(),
             abstaining: self.abstaining(now),
             late_ticks: self.late_ticks,
             peers,

@@ -23,6 +23,8 @@ pub struct Config {
     pub me: Pnn,
     /// Configured nodes, deleted ones left out.
     pub voters: NodeSet,
+    /// So many nodes must obey, or the leader leaves it to another; 1 where the lock decides.
+    pub quorum: usize,
     /// Place holders in the nodes list.
     pub deleted: NodeSet,
     /// Lines of the nodes list that take a number.
@@ -240,15 +242,18 @@ impl Coordinator {
         let Some(status) = &self.status else { return };
         // R9: a node that shall not lead any more stops acting before its detector resigns.
         let acting = status.acting.map(|(term, _)| term);
-        if !self.may_lead() || status.outdated {
+        if !self.may_lead() || status.outdated || status.claimed {
             self.renounced = self.renounced.max(acting);
+        }
+        if acting.is_none() {
+            self.renounced = self.renounced.max(status.led);
         }
         let acting = acting.filter(|term| self.renounced.is_none_or(|old| old < *term));
         match (acting, &self.leader) {
             (Some(term), Some(leader)) if leader.term() == term => {}
             (Some(term), _) => {
                 let hosts = self.config.voters;
-                let mut leader = Leader::new(term, hosts, self.config.planted);
+                let mut leader = Leader::new(term, hosts, self.config.quorum, self.config.planted);
                 // Some heard of the term before this main loop did.
                 for pnn in hosts.iter() {
                     if let Some(state) = &self.peers[pnn.index()].state {

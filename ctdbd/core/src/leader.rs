@@ -141,12 +141,14 @@ pub struct Leader {
     last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
     /// Of the step before.
     now: BootTime,
+    /// So many hosts must obey.
+    quorum: usize,
     planted: Planted,
 }
 
 impl Leader {
     /// A new term: every host is unknown (R18).
-    pub fn new(term: Term, hosts: NodeSet, planted: Planted) -> Self {
+    pub fn new(term: Term, hosts: NodeSet, quorum: usize, planted: Planted) -> Self {
         Self {
             term,
             hosts: hosts.iter().map(|pnn| (pnn, Host::unknown())).collect(),
@@ -161,6 +163,7 @@ impl Leader {
             shown_version: 0,
             last_inputs: None,
             now: BootTime::ZERO,
+            quorum,
             planted,
         }
     }
@@ -315,7 +318,7 @@ impl Leader {
         let usable = |(pnn, host): &(&Pnn, &Host)| {
             host.has_right && !host.deaf && situation.linked.contains(**pnn)
         };
-        if self.hosts.iter().filter(usable).count() > self.hosts.len() / 2 {
+        if self.hosts.iter().filter(usable).count() >= self.quorum {
             self.lonely_since = None;
         } else {
             self.lonely_since.get_or_insert(now);

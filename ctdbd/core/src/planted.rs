@@ -20,11 +20,16 @@ pub enum Bug {
     AnswerNotRecorded,
     NoTermFence,
     OneSlot,
+    ActsAfterLostLock,
+    LockActsAtOnce,
+    SettleSkipped,
+    ClaimKept,
+    HolderOutlivesProof,
 }
 
 impl Bug {
     /// All of them, for the simulator's command line.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 19] = [
         Self::RightFromReceivingTime,
         Self::SilenceIsExpiry,
         Self::NoAbstention,
@@ -39,6 +44,11 @@ impl Bug {
         Self::AnswerNotRecorded,
         Self::NoTermFence,
         Self::OneSlot,
+        Self::ActsAfterLostLock,
+        Self::LockActsAtOnce,
+        Self::SettleSkipped,
+        Self::ClaimKept,
+        Self::HolderOutlivesProof,
     ];
 }
 

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use ctdb_wire::api::{Action, ApiError, NodeVerb};
+use ctdb_wire::api::{Action, ApiError, NodeEntry, NodeVerb};
 use ctdb_wire::ids::Pnn;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -172,6 +172,19 @@ struct MoveBody {
 #[serde(deny_unknown_fields)]
 struct AnnounceBody {
     address: Option<IpAddr>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReloadBody {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApplyBody {
+    nodes: Vec<NodeEntry>,
 }
 
 #[derive(Deserialize)]
@@ -455,6 +468,33 @@ pub const ROUTES: &[Route] = &[
         |_| read(Read::Nodes),
     ),
     get(
+        "/v1/nodes/source",
+        "NodesSource",
+        "The nodes list as its file or command gives it now",
+        |_| act(Action::NodesSource),
+    ),
+    Route {
+        answer: "Reload",
+        ..post(
+            "/v1/nodes/reload",
+            Some("ReloadRequest"),
+            "Takes on a changed nodes list, on all nodes; at most one node more or less",
+            |input| {
+                let ReloadBody { dry_run } = input.json()?;
+                act(Action::ReloadNodes { dry_run })
+            },
+        )
+    },
+    post(
+        "/v1/nodes/apply",
+        Some("ApplyRequest"),
+        "One node's part of a reload; for the daemons among themselves",
+        |input| {
+            let ApplyBody { nodes } = input.json()?;
+            act(Action::ApplyNodes { nodes })
+        },
+    ),
+    get(
         "/v1/nodes/{pnn}",
         "Node",
         "One entry of the nodes list",
@@ -701,6 +741,13 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
         Action::LogLevel { level } => post("/v1/log/level", serde_json::json!({"level": level})),
         Action::Leader => get("/v1/cluster/leader"),
         Action::History => get("/v1/cluster/history"),
+        Action::NodesSource => get("/v1/nodes/source"),
+        Action::ReloadNodes { dry_run } => {
+            post("/v1/nodes/reload", serde_json::json!({"dry_run": dry_run}))
+        }
+        Action::ApplyNodes { nodes } => {
+            post("/v1/nodes/apply", serde_json::json!({"nodes": nodes}))
+        }
         Action::Lock => get("/v1/cluster/lock"),
         Action::Processes => get("/v1/processes"),
         Action::Process { id } => get(&format!("/v1/processes/{id}")),

@@ -207,6 +207,21 @@ pub enum Node {
     },
     /// End a ban
     Unban(Target),
+    /// Take on a changed nodes list, on all nodes
+    #[command(
+        long_about = "Reads the nodes list again (a file, or the command of `[cluster] nodes \
+        list`), sees that every linked node has the same, and has them take it on, the leader \
+        first. One node more or less at a time: a node whose line was commented out is deleted, \
+        and has to be down. A list that cannot be had, or that differs between the nodes, changes \
+        nothing.",
+        after_help = "Example, a new node:\n  (append its address to /etc/ctdb/nodes on all \
+        nodes)\n  ctdb node reload --dry-run\n  ctdb node reload"
+    )]
+    Reload {
+        /// Only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// End the node's daemon, gracefully
     #[command(
         long_about = "Hands the node's addresses over, stops its services and ends its \
@@ -281,10 +296,25 @@ pub enum Ip {
         /// The address [default: all that the node serves]
         address: Option<IpAddr>,
     },
-    /// Why an address is where it is, and who else could host it
+    /// Why an address is where it is, in one line; with --all also who else could host it
     Why {
         /// The address
         address: IpAddr,
+        /// For every node why it could or could not host it
+        #[arg(long)]
+        all: bool,
+    },
+    /// What happened to an address, or to all: takeovers and releases of all nodes
+    #[command(
+        long_about = "Shows when which node took over or released an address, why, and how long \
+        each phase took, as all nodes that can be reached remember it."
+    )]
+    History {
+        /// The address [default: all]
+        address: Option<IpAddr>,
+        /// Only the last N records
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
     },
 }
 

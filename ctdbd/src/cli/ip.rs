@@ -2,12 +2,17 @@
 
 use std::fmt::Write as _;
 
-use ctdb_wire::api::{AddressView, AddressesView, Hold, PlanView, WhyView};
+use std::net::IpAddr;
+
+use ctdb_wire::api::{
+    AddressView, AddressesView, HistoryRecord, HistoryView, Hold, NodesView, PlanView, WhyView,
+};
+use jiff::tz::TimeZone;
 use serde_json::json;
 
 use super::failure::Failure;
-use super::table::{columns, facts, list, or_dash};
-use super::{Asking, args};
+use super::table::{columns, facts, list, milliseconds, moment, or_dash};
+use super::{Asking, args, pretty};
 
 pub(super) fn run(asking: &Asking, verb: &args::Ip) -> Result<String, Failure> {
     match verb {
@@ -16,7 +21,27 @@ pub(super) fn run(asking: &Asking, verb: &args::Ip) -> Result<String, Failure> {
             asking.show(&asking.at(&format!("/v1/ips/{ip}")), address)
         }
         args::Ip::Plan => asking.show("/v1/ips/plan", plan),
-        args::Ip::Why { address } => asking.show(&format!("/v1/ips/{address}/why"), why),
+        args::Ip::Why { address, all } => {
+            let path = format!("/v1/ips/{address}/why");
+            if asking.global.json || *all {
+                return asking.show(&path, why);
+            }
+            let view: WhyView = asking.client.get(&path)?;
+            let past = records(asking, Some(*address));
+            Ok(why_line(&view, past.last(), &TimeZone::system()))
+        }
+        args::Ip::History { address, last } => {
+            let mut records = records(asking, *address);
+            if let Some(last) = last {
+                let first = records.len().saturating_sub(*last);
+                records.drain(..first);
+            }
+            let view = HistoryView { records };
+            if asking.global.json {
+                return Ok(pretty(&json!(view)));
+            }
+            Ok(super::cluster::history(&view, &TimeZone::system()))
+        }
         args::Ip::Move { address, pnn } => {
             asking.change("/v1/ips/move", &json!({"address": address, "to": pnn}))
         }
@@ -26,6 +51,48 @@ pub(super) fn run(asking: &Asking, verb: &args::Ip) -> Result<String, Failure> {
             asking.change(&asking.at("/v1/ips/announce"), &json!({"address": address}))
         }
     }
+}
+
+/// What all nodes that answer remember of an address, or of all, oldest first.
+fn records(asking: &Asking, address: Option<IpAddr>) -> Vec<HistoryRecord> {
+    // Without the list of nodes this node's own memory has to do.
+    let nodes = asking.client.get::<NodesView>("/v1/nodes").map(|view| {
+        let linked = view.nodes.into_iter().filter(|node| node.linked);
+        linked.map(|node| node.pnn).collect()
+    });
+    let nodes: Vec<u32> = nodes.unwrap_or_default();
+    let mut records: Vec<HistoryRecord> = nodes
+        .iter()
+        .filter_map(|node| {
+            let path = format!("/v1/cluster/history?node={node}");
+            asking.client.get::<HistoryView>(&path).ok()
+        })
+        .flat_map(|view| view.records)
+        .filter(|record| match address {
+            Some(address) => record.addresses.contains(&address),
+            None => !record.addresses.is_empty(),
+        })
+        .collect();
+    records.sort_by(|a, b| a.at.total_cmp(&b.at));
+    records
+}
+
+/// `ctdb ip why`
+pub fn why_line(view: &WhyView, last: Option<&HistoryRecord>, zone: &TimeZone) -> String {
+    let mut line = format!("{}: {}", view.address, view.reason);
+    if let Some(record) = last {
+        let node = record
+            .node
+            .map_or_else(String::new, |node| format!("node {node} "));
+        // Writing to a string does not fail.
+        let _ = write!(line, "; {} {node}{}", moment(record.at, zone), record.text);
+        let took: f64 = record.phases.iter().map(|(_, length)| length).sum();
+        if took > 0.0 {
+            let _ = write!(line, " in {}", milliseconds(took));
+        }
+    }
+    line.push('\n');
+    line
 }
 
 /// The interface that carries an address, on whichever node.
@@ -125,7 +192,7 @@ pub fn plan(view: &PlanView) -> String {
     text
 }
 
-/// `ctdb ip why`
+/// `ctdb ip why --all`
 pub fn why(view: &WhyView) -> String {
     let mut text = facts(&[
         ("Address", view.address.to_string()),

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use ctdb_wire::api::{DaemonView, Done, NodeVerb, NodeView, NodesView};
+use ctdb_wire::api::{DaemonView, Done, NodeVerb, NodeView, NodesView, ReloadView};
 use ctdb_wire::ids::NodeFlags;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
 use super::failure::Failure;
 use super::table::{columns, facts, milliseconds, or_dash};
-use super::{Asking, args};
+use super::{Asking, args, pretty};
 
 pub(super) fn run(asking: &Asking, verb: &args::Node) -> Result<String, Failure> {
     match verb {
@@ -24,6 +24,14 @@ pub(super) fn run(asking: &Asking, verb: &args::Node) -> Result<String, Failure>
         args::Node::Enable(target) => set(asking, NodeVerb::Enable, target, &json!({})),
         args::Node::Start(target) => set(asking, NodeVerb::Start, target, &json!({})),
         args::Node::Unban(target) => set(asking, NodeVerb::Unban, target, &json!({})),
+        args::Node::Reload { dry_run } => {
+            let body = json!({"dry_run": dry_run});
+            let view: ReloadView = asking.client.post("/v1/nodes/reload", &body)?;
+            if asking.global.json {
+                return Ok(pretty(&json!(view)));
+            }
+            Ok(reloaded(&view))
+        }
         args::Node::Shutdown(target) => {
             let own = asking.client.get::<DaemonView>("/v1/daemon")?.node;
             let target = target.pnn.or(asking.global.node).unwrap_or(own);
@@ -31,6 +39,35 @@ pub(super) fn run(asking: &Asking, verb: &args::Node) -> Result<String, Failure>
             Ok(asking.done(&done))
         }
     }
+}
+
+/// `ctdb node reload`
+pub fn reloaded(view: &ReloadView) -> String {
+    if !view.changed {
+        return "the nodes list has not changed\n".to_owned();
+    }
+    let mut text = changes(view);
+    for warning in &view.warnings {
+        text.push_str(warning);
+        text.push('\n');
+    }
+    text
+}
+
+/// What the old tool prints of a changed list.
+pub fn changes(view: &ReloadView) -> String {
+    let mut lines: Vec<(u32, &str)> = Vec::new();
+    for (nodes, word) in [
+        (&view.new, "NEW"),
+        (&view.deleted, "DELETED"),
+        (&view.undeleted, "UNDELETED"),
+    ] {
+        lines.extend(nodes.iter().map(|pnn| (*pnn, word)));
+    }
+    lines.sort_unstable();
+    lines.iter().fold(String::new(), |text, (pnn, word)| {
+        text + &format!("Node {pnn} is {word}\n")
+    })
 }
 
 fn flag(

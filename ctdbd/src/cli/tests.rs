@@ -491,7 +491,11 @@ fn new_commands_print_text_and_json() {
         ("ip list", "10.77.1.1/24   1"),
         ("ip show 10.77.1.2", "This node  serves it\n"),
         ("ip plan", "Nothing would move.\n"),
-        ("ip why 10.77.1.1", "Why              node 1 serves it\n"),
+        (
+            "ip why --all 10.77.1.1",
+            "Why              node 1 serves it\n",
+        ),
+        ("ip why 10.77.1.1", "10.77.1.1: node 1 serves it"),
         ("interface list", "lo         up    3\n"),
         ("log level", "NOTICE\n"),
         ("-n 1 log level", "NOTICE\n"),

@@ -11,8 +11,8 @@ use ctdb_core::events::Event;
 use ctdb_core::leader::Know;
 use ctdb_core::local::LocalError;
 use ctdb_wire::api::{
-    Action, ApiError, BookView, Done, HistoryView, LeaderView, NodeVerb, PlanView, PlannedMove,
-    Scope, WhyView,
+    Action, ApiError, BookView, Done, HistoryView, LeaderView, NodeEntry, NodeVerb, PlanView,
+    PlannedMove, Scope, WhyView,
 };
 use ctdb_wire::ids::{BootTime, NodeFlags, NodeSet, Pnn, RunState};
 use ctdb_wire::peer::{Operation, OperationError, PeerFrame};
@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::node::Node;
+use super::nodes::{RELOAD, Reload};
 use crate::api::{self, Command, Wanted};
 use crate::clock::boot_now;
 use crate::failover::Job;
@@ -44,7 +45,11 @@ pub(super) enum Reply {
     Step(oneshot::Sender<Answer>),
 }
 
-enum Wait {
+pub(super) enum Wait {
+    /// The nodes list is read.
+    Source(oneshot::Receiver<Result<Vec<NodeEntry>, String>>),
+    /// A new nodes list is taken on.
+    Reload(Box<Reload>),
     /// This node holds no address any more.
     Emptied,
     /// A leader is known, to be asked to settle.
@@ -58,7 +63,9 @@ enum Wait {
 }
 
 /// What a look at a wait finds.
-enum Step {
+pub(super) enum Step {
+    /// There is an answer.
+    Answered(Answer),
     /// Not yet.
     Stay(Wait),
     /// The next thing to wait for.
@@ -144,7 +151,7 @@ impl Actions {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Answer {
+pub(super) fn json(value: &impl serde::Serialize) -> Answer {
     serde_json::to_value(value)
         .map_err(|error| ApiError::new(500, "internal", format!("cannot be put in JSON: {error}")))
 }
@@ -169,7 +176,7 @@ impl Node {
         self.action(action, node, Reply::Client(reply));
     }
 
-    fn action(&mut self, action: Action, node: Option<Pnn>, reply: Reply) {
+    pub(super) fn action(&mut self, action: Action, node: Option<Pnn>, reply: Reply) {
         if !self.actions.has_room() {
             let error = ApiError::new(503, "busy", "too many commands are under way; try again");
             self.actions.ready.push((reply, Err(error)));
@@ -189,7 +196,7 @@ impl Node {
         }
     }
 
-    fn leader(&self) -> Option<Pnn> {
+    pub(super) fn leader(&self) -> Option<Pnn> {
         self.parts
             .coordinator
             .status()
@@ -322,6 +329,15 @@ impl Node {
                 records: self.parts.history.records().cloned().collect(),
             }),
             Action::Read { path } => api::render_path(&self.snapshot(), &path),
+            Action::NodesSource => {
+                let wait = self.nodes_source();
+                return self.wait(wait, Done::default(), reply);
+            }
+            Action::ReloadNodes { dry_run } => {
+                let wait = self.reload_nodes(dry_run);
+                return self.wait_for(RELOAD, wait, Done::default(), reply);
+            }
+            Action::ApplyNodes { nodes } => self.apply_nodes(&nodes),
             Action::Lock => match &self.parts.lock {
                 Some(lock) => json(&lock.view()),
                 None => Err(ApiError::new(
@@ -476,7 +492,11 @@ impl Node {
     }
 
     fn wait(&mut self, wait: Wait, done: Done, reply: Reply) {
-        let until = boot_now() + EFFECT;
+        self.wait_for(EFFECT, wait, done, reply);
+    }
+
+    fn wait_for(&mut self, limit: Duration, wait: Wait, done: Done, reply: Reply) {
+        let until = boot_now() + limit;
         self.actions.pending.push(Pending {
             wait,
             until,
@@ -498,6 +518,10 @@ impl Node {
             match self.look_at(wait) {
                 Step::Finished => {
                     let answer = json(&done);
+                    self.actions.ready.push((reply, answer));
+                    moved = true;
+                }
+                Step::Answered(answer) => {
                     self.actions.ready.push((reply, answer));
                     moved = true;
                 }
@@ -561,8 +585,14 @@ impl Node {
     }
 
     fn look_at(&mut self, wait: Wait) -> Step {
+        let wait = match wait {
+            Wait::Source(receiver) => return self.look_at_source(receiver),
+            Wait::Reload(reload) => return self.look_at_reload(*reload),
+            wait => wait,
+        };
         let coordinator = &self.parts.coordinator;
         match wait {
+            Wait::Source(_) | Wait::Reload(_) => Step::Finished,
             Wait::Emptied => {
                 let has_right = coordinator
                     .status()

@@ -18,7 +18,7 @@ use ctdb_wire::api::HistoryRecord;
 /// Records that are kept; older ones go.
 pub(super) const RECORDS: usize = 1000;
 /// Addresses that one record names.
-const NAMED: usize = 16;
+const NAMED: usize = 128;
 /// Records that wait for the disk; more are not written.
 const WAITING: usize = 1024;
 /// A file longer than this is put aside, and the one before it goes.

@@ -25,6 +25,7 @@ use super::history::History;
 use super::paths;
 use super::snapshot::{self, View};
 use crate::clock::{boot_now, wall_now};
+use crate::config::NodesSource;
 use crate::failover::{Executor, Job, Outcome, Placed};
 use crate::liveness::{self, Detector};
 use crate::lock::{LockClient, LockEvent};
@@ -37,6 +38,9 @@ use crate::transport::{LinkEvent, TransportHandle};
 pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Snapshots hold ages; they are made anew this often even if nothing changed.
 const REFRESH: Duration = Duration::from_millis(500);
+
+/// A takeover or release is put down to a change that is not older than this.
+const CAUSE: Duration = Duration::from_secs(10);
 
 /// What the main loop is made of.
 pub(super) struct Parts {
@@ -66,6 +70,7 @@ pub(super) struct Parts {
     pub(super) tunables: Vec<TunableView>,
     pub(super) config: Arc<ConfigView>,
     pub(super) reload: super::settings::Reload,
+    pub(super) nodes_source: NodesSource,
 }
 
 /// The main loop's state.
@@ -86,6 +91,8 @@ pub(super) struct Node {
     published_at: BootTime,
     /// Whether the right has been there, for the log.
     warned_alone: bool,
+    /// What last changed in the cluster: takeovers and releases that follow are put down to it.
+    cause: Option<(BootTime, String)>,
 }
 
 impl Node {
@@ -102,6 +109,7 @@ impl Node {
             dirty: true,
             published_at: BootTime::ZERO,
             warned_alone: false,
+            cause: None,
             parts,
         };
         node.parts.local.advance(RunState::Init);
@@ -220,6 +228,7 @@ impl Node {
                 Effect::Note(note) => {
                     self.dirty = true;
                     tracing::warn!(kind = note.kind, "{}", note.text);
+                    self.cause = Some((now, note.text.clone()));
                     let node = note.node.map(Pnn::get);
                     self.parts
                         .history
@@ -308,7 +317,7 @@ impl Node {
                     }
                 }
                 if !taken.is_empty() {
-                    let text = format!("took over {} addresses", taken.len());
+                    let text = self.with_cause(format!("took over {} addresses", taken.len()));
                     self.parts
                         .history
                         .add("takeover", me, text, &taken, &phases);
@@ -325,7 +334,7 @@ impl Node {
                     tracing::warn!("Release of IP {address} on interface {interface}");
                     self.parts.local.unplace(*address);
                 }
-                let text = format!("released {} addresses", addresses.len());
+                let text = self.with_cause(format!("released {} addresses", addresses.len()));
                 self.parts
                     .history
                     .add("release", me, text, &addresses, &phases);
@@ -371,6 +380,14 @@ impl Node {
             Some((public.net, local.interface_of(*address)?.to_owned()))
         };
         addresses.iter().filter_map(net).collect()
+    }
+
+    /// With what changed shortly before, if anything did.
+    fn with_cause(&self, text: String) -> String {
+        match &self.cause {
+            Some((at, cause)) if boot_now().since(*at) < CAUSE => format!("{text}, after: {cause}"),
+            _ => text,
+        }
     }
 
     /// Addresses follow to interfaces whose link is up; the rest is the leader's decision.

@@ -98,6 +98,7 @@ pub(super) struct Settings {
     pub(super) config: Arc<ConfigView>,
     pub(super) reload: Reload,
     pub(super) events: super::events::Settings,
+    pub(super) nodes_source: config::NodesSource,
 }
 
 fn public(addresses: &[config::PublicAddress]) -> Vec<PublicAddress> {
@@ -193,6 +194,7 @@ impl Settings {
                 config.failover.addresses == AddressMode::Builtin,
                 interactive,
             ),
+            nodes_source: config.cluster.nodes_source.clone(),
         })
     }
 

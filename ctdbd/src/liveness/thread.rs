@@ -15,7 +15,7 @@ use rustix::fd::OwnedFd;
 use super::sockets::{DATAGRAM, PathSet, Sockets};
 use super::{Command, Scheduling, Setup, Shared, significant};
 use crate::clock::boot_now;
-use crate::process::{RealTime, set_real_time};
+use crate::process::{RealTime, set_real_time, warn_once};
 use crate::transport::datagram::{Header, Opener, Sealer};
 
 /// Datagrams read per wake-up and socket before the clock is looked at again.
@@ -165,15 +165,12 @@ fn schedule(scheduling: Scheduling) {
     if let Err(errno) = rustix::mm::mlockall(
         rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::ONFAULT,
     ) {
-        tracing::warn!(%errno, "memory cannot be locked; heartbeats may be late under memory pressure");
+        warn_once("locked memory", &errno.to_string());
     }
     if let Scheduling::RoundRobin(priority) = scheduling
         && let Err(error) = set_real_time(RealTime::RoundRobin, priority)
     {
-        tracing::warn!(
-            error,
-            "no real-time scheduling for the detector (CAP_SYS_NICE is missing); it runs as a normal thread"
-        );
+        warn_once("[priority] detector", &error);
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FlockOperation;
 use thread_priority::{
@@ -210,9 +211,22 @@ pub fn set_priority(priority: Priority) {
         Priority::Fifo(level) => set_real_time(RealTime::Fifo, level).err(),
     };
     if let Some(error) = failed {
+        warn_once("[priority] daemon", &error);
+    }
+}
+
+/// Says once in this life what the system refuses: in a container without capabilities it refuses
+/// all of priority, scheduling class and locked memory, and the daemon runs without.
+pub fn warn_once(what: &str, error: &str) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if SAID.swap(true, Ordering::Relaxed) {
+        tracing::debug!(what, error, "refused as well");
+    } else {
         tracing::warn!(
+            what,
             error,
-            "the daemon's priority cannot be raised (CAP_SYS_NICE is missing); it runs as it is"
+            "priority, real-time scheduling or locked memory are refused (CAP_SYS_NICE, \
+             CAP_IPC_LOCK); the daemon runs without, and may be late under load"
         );
     }
 }

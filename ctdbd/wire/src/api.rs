@@ -362,7 +362,7 @@ pub struct HistoryRecord {
     pub node: Option<u32>,
     /// One line.
     pub text: String,
-    /// Addresses concerned, at most the first 16.
+    /// Addresses concerned, at most the first 128.
     pub addresses: Vec<IpAddr>,
     /// Phases with their length in milliseconds.
     pub phases: Vec<(String, f64)>,
@@ -456,6 +456,18 @@ pub enum Action {
     Leader,
     /// `GET /v1/cluster/history`.
     History,
+    /// `GET /v1/nodes/source`: read the nodes list, and change nothing.
+    NodesSource,
+    /// `POST /v1/nodes/reload`: take on a changed nodes list, on all nodes.
+    ReloadNodes {
+        /// Only say what would change.
+        dry_run: bool,
+    },
+    /// `POST /v1/nodes/apply`: this node's part of a reload.
+    ApplyNodes {
+        /// The list.
+        nodes: Vec<NodeEntry>,
+    },
     /// `GET /v1/cluster/lock`.
     Lock,
     /// `GET /v1/processes`.
@@ -544,6 +556,7 @@ impl Action {
             self,
             Self::Leader
                 | Self::History
+                | Self::NodesSource
                 | Self::Lock
                 | Self::Processes
                 | Self::Process { .. }
@@ -555,6 +568,43 @@ impl Action {
                 | Self::Read { .. }
         )
     }
+}
+
+/// One line of the nodes list.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// Its number.
+    pub pnn: u32,
+    /// Its private address; unspecified if it is deleted.
+    pub address: IpAddr,
+    /// Whether its line is commented out.
+    pub deleted: bool,
+}
+
+/// `GET /v1/nodes/source`: the nodes list as this node's source gives it now.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SourceView {
+    /// The node that was asked.
+    pub node: u32,
+    /// The list.
+    pub nodes: Vec<NodeEntry>,
+}
+
+/// `POST /v1/nodes/reload`: what it changed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ReloadView {
+    /// Whether the list differs from the one in force.
+    pub changed: bool,
+    /// Nodes that are new.
+    pub new: Vec<u32>,
+    /// Nodes that are deleted.
+    pub deleted: Vec<u32>,
+    /// Nodes that were deleted and are back.
+    pub undeleted: Vec<u32>,
+    /// Nodes that have taken it on.
+    pub applied: u32,
+    /// What the operator has to see to.
+    pub warnings: Vec<String>,
 }
 
 /// The cluster lock as one node sees it.

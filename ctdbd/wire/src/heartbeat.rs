@@ -30,6 +30,10 @@ pub enum Message {
         leader: Option<Term>,
         /// Nodes that the leader wants answered no more (rule 14).
         evict: NodeSet,
+        /// The nodes list that the sender uses (rules 24 to 26).
+        list: NodeSet,
+        /// The sender accepts no other list, and has not for L + m.
+        settled: bool,
     },
     /// The witness's answer.
     Answer {
@@ -39,6 +43,8 @@ pub enum Message {
         epoch: u32,
         /// Neither stood, voted nor promised in this life (rule 10).
         virgin: bool,
+        /// The sender holds the cluster lock and acts (rules 21 to 23).
+        holder: bool,
         /// The term promised to, if this answer carries a promise (rules 7 and 8).
         promise: Option<Term>,
         /// Nodes that the witness has stopped answering.
@@ -54,6 +60,8 @@ pub enum Message {
         pre: bool,
         /// The candidate's clock at sending.
         sent_at: u64,
+        /// The nodes list that the candidate uses (rule 26).
+        list: NodeSet,
     },
     /// The answer to a [`Message::VoteRequest`].
     Vote {
@@ -94,7 +102,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn bytes(&mut self, bytes: &[u8]) {
-        // The largest message is an answer with ages: 173 bytes, below MAX_MESSAGE.
+        // The largest message is an answer with ages: 174 bytes, below MAX_MESSAGE.
         self.out[self.at..self.at + bytes.len()].copy_from_slice(bytes);
         self.at += bytes.len();
     }
@@ -186,6 +194,8 @@ impl Message {
                 has_right,
                 leader,
                 evict,
+                list,
+                settled,
             } => {
                 w.u8(1);
                 w.u64(sent_at);
@@ -193,11 +203,14 @@ impl Message {
                 w.u8(has_right.into());
                 w.option_term(leader);
                 w.u64(evict.0);
+                w.u64(list.0);
+                w.u8(settled.into());
             }
             Self::Answer {
                 echo,
                 epoch,
                 virgin,
+                holder,
                 promise,
                 stopped,
                 ages,
@@ -206,6 +219,7 @@ impl Message {
                 w.u64(echo);
                 w.u32(epoch);
                 w.u8(virgin.into());
+                w.u8(holder.into());
                 w.option_term(promise);
                 w.u64(stopped.0);
                 match ages {
@@ -218,11 +232,17 @@ impl Message {
                     }
                 }
             }
-            Self::VoteRequest { term, pre, sent_at } => {
+            Self::VoteRequest {
+                term,
+                pre,
+                sent_at,
+                list,
+            } => {
                 w.u8(3);
                 w.term(term);
                 w.u8(pre.into());
                 w.u64(sent_at);
+                w.u64(list.0);
             }
             Self::Vote {
                 term,
@@ -269,11 +289,14 @@ impl Message {
                 has_right: r.bool()?,
                 leader: r.option_term()?,
                 evict: NodeSet(r.u64()?),
+                list: NodeSet(r.u64()?),
+                settled: r.bool()?,
             },
             2 => Self::Answer {
                 echo: r.u64()?,
                 epoch: r.u32()?,
                 virgin: r.bool()?,
+                holder: r.bool()?,
                 promise: r.option_term()?,
                 stopped: NodeSet(r.u64()?),
                 ages: if r.bool()? {
@@ -290,6 +313,7 @@ impl Message {
                 term: r.term()?,
                 pre: r.bool()?,
                 sent_at: r.u64()?,
+                list: NodeSet(r.u64()?),
             },
             4 => Self::Vote {
                 term: r.term()?,
@@ -334,11 +358,14 @@ mod tests {
                 has_right: true,
                 leader: Some(term()),
                 evict: NodeSet(5),
+                list: NodeSet(7),
+                settled: true,
             },
             Message::Answer {
                 echo: 9,
                 epoch: 1,
                 virgin: true,
+                holder: true,
                 promise: Some(term()),
                 stopped: NodeSet(u64::MAX),
                 ages: Some(ages),
@@ -347,6 +374,7 @@ mod tests {
                 echo: 9,
                 epoch: 1,
                 virgin: false,
+                holder: false,
                 promise: None,
                 stopped: NodeSet::EMPTY,
                 ages: None,
@@ -355,6 +383,7 @@ mod tests {
                 term: term(),
                 pre: true,
                 sent_at: 4,
+                list: NodeSet(1),
             },
             Message::Vote {
                 term: term(),

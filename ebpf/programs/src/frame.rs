@@ -34,6 +34,8 @@ pub(crate) struct Subject {
     /// Carries a VLAN tag with a number: it belongs to the VLAN's own interface, above or below
     /// which it is seen here too.
     pub(crate) tagged: bool,
+    /// Where the byte stands that names the protocol above IP. 0: not IP.
+    pub(crate) protocol_at: usize,
 }
 
 #[inline(always)]
@@ -98,6 +100,7 @@ pub(crate) fn subject<const LINK: u8, const EGRESS: bool>(ctx: &TcContext) -> Op
                 address,
                 target: None,
                 tagged,
+                protocol_at: offset + 9,
             })
         }
         ETH_P_IPV6 => {
@@ -112,6 +115,7 @@ pub(crate) fn subject<const LINK: u8, const EGRESS: bool>(ctx: &TcContext) -> Op
                 address,
                 target,
                 tagged,
+                protocol_at: offset + 6,
             })
         }
         ETH_P_ARP => {
@@ -120,6 +124,7 @@ pub(crate) fn subject<const LINK: u8, const EGRESS: bool>(ctx: &TcContext) -> Op
                 address,
                 target: None,
                 tagged,
+                protocol_at: 0,
             })
         }
         _ => None,

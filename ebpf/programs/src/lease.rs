@@ -24,6 +24,8 @@ const SLOTS: usize = 4096;
 const INTERFACES: usize = 8;
 /// What the kernel sets in a robust futex's word when the thread that holds it dies.
 const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -48,14 +50,22 @@ static DEADLINE: Array<u64, SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
 /// Mapped by the daemon.
 #[btf_map]
 static HOLDER: Array<Holder, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
-/// Dropped frames: four reasons in, four reasons out.
+/// Dropped frames: four reasons in, four reasons out; then by what they carried: three kinds in,
+/// three kinds out.
 #[btf_map]
-static COUNTERS: PerCpuArray<u64, 8> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<u64, 14> = PerCpuArray::new();
 
 const NOT_GRANTED: u32 = 0;
 const EXPIRED: u32 = 1;
 const WRONG_INTERFACE: u32 = 2;
 const HOLDER_DIED: u32 = 3;
+
+/// The first of the kinds.
+const BY_KIND: u32 = 8;
+const TCP: u32 = 0;
+const UDP: u32 = 1;
+/// Everything else: ARP, ICMP, neighbour discovery ...
+const OTHER: u32 = 2;
 
 /// The reason to drop, if there is one.
 #[inline(always)]
@@ -101,6 +111,7 @@ fn judge<const LINK: u8, const EGRESS: bool>(ctx: &TcContext) -> i32 {
         address,
         target,
         tagged,
+        protocol_at,
     }) = subject::<LINK, EGRESS>(ctx)
     else {
         return TC_ACT_UNSPEC;
@@ -114,11 +125,25 @@ fn judge<const LINK: u8, const EGRESS: bool>(ctx: &TcContext) -> i32 {
     let Some(reason) = reason else {
         return TC_ACT_UNSPEC;
     };
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason + if EGRESS { 4 } else { 0 }) {
+    count(reason + if EGRESS { 4 } else { 0 });
+    let kind = match protocol_at {
+        0 => OTHER,
+        at => match ctx.load::<u8>(at) {
+            Ok(IPPROTO_TCP) => TCP,
+            Ok(IPPROTO_UDP) => UDP,
+            _ => OTHER,
+        },
+    };
+    count(BY_KIND + kind + if EGRESS { 3 } else { 0 });
+    TC_ACT_SHOT
+}
+
+#[inline(always)]
+fn count(what: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(what) {
         // SAFETY: this CPU's own copy.
         unsafe { *counter += 1 };
     }
-    TC_ACT_SHOT
 }
 
 #[classifier]

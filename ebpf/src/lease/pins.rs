@@ -46,7 +46,7 @@ pub(super) const COUNTERS: MapSpec = MapSpec {
     kind: PER_CPU_ARRAY,
     key_size: 4,
     value_size: 8,
-    max_entries: 8,
+    max_entries: 14,
     flags: 0,
 };
 pub(super) const MAPS: [&MapSpec; 4] = [&PUBLIC, &DEADLINE, &HOLDER, &COUNTERS];

@@ -2,6 +2,8 @@
 //! namespaces, as a table for the README.
 #![forbid(unsafe_code)]
 
+#[path = "bench/connections.rs"]
+mod connections;
 #[path = "bench/failover.rs"]
 mod failover;
 #[path = "bench/idle.rs"]
@@ -46,7 +48,7 @@ pub struct Runs {
 /// A measurement with its name.
 type Measurement = (&'static str, fn(Runs) -> Result<Vec<Row>>);
 
-const ALL: [Measurement; 16] = [
+const ALL: [Measurement; 20] = [
     ("move", |runs| failover::planned(failover::MOVE, runs)),
     ("drain", |runs| failover::planned(failover::DRAIN, runs)),
     ("stop", |runs| failover::planned(failover::STOP, runs)),
@@ -69,6 +71,10 @@ const ALL: [Measurement; 16] = [
     ("start", failover::start),
     ("thousand", failover::thousand),
     ("lease", idle::lease),
+    ("connections-cost", connections::cost),
+    ("connections-storm", connections::storm),
+    ("connections-seeding", connections::seeding),
+    ("connections-kill", connections::kill),
     ("idle", idle::idle),
     ("command", idle::command),
 ];

@@ -24,6 +24,19 @@ enum Role {
         #[arg(long)]
         listen: SocketAddr,
     },
+    /// Holds idle connections to the public addresses of a stage's server, whose namespace it is
+    /// started in, until its standard input ends.
+    Crowd {
+        /// The client's namespace.
+        #[arg(long)]
+        client: String,
+        /// The server's port.
+        #[arg(long)]
+        port: u16,
+        /// How many.
+        #[arg(long)]
+        count: usize,
+    },
     /// Waits for the end of standard input; unless it was told `done` or `keep`, removes the lab.
     Watch {
         /// The lab's name.
@@ -99,6 +112,11 @@ fn children(role: Role) -> Result<()> {
     match role {
         Role::Shell { .. } => Ok(()),
         Role::Serve { node, listen } => lab::plain::serve(node, listen),
+        Role::Crowd {
+            client,
+            port,
+            count,
+        } => lab::stage::hold(&client, port, count),
         Role::Destroy { name } => {
             lab::netns::destroy(&name);
             let left = lab::netns::remains(&name);

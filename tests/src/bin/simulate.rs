@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ctdb_core::planted::Bug;
-use ctdb_tests::sim::{self, Options, Profile, Stats};
+use ctdb_tests::sim::{self, Authority, Options, Profile, Stats};
 
 /// Simulates whole clusters of the decision cores, one seed each, and looks for broken promises.
 #[derive(Parser, Debug)]
@@ -34,6 +34,9 @@ struct Args {
     /// cautious, standard or fast.
     #[arg(long, default_value = "standard", value_parser = parse_profile)]
     profile: Profile,
+    /// majority, lock or both.
+    #[arg(long, default_value = "majority", value_parser = parse_authority)]
+    authority: Authority,
     /// Number of nodes; drawn for each seed otherwise.
     #[arg(long)]
     nodes: Option<usize>,
@@ -66,6 +69,10 @@ fn parse_bug(text: &str) -> Result<Bug, String> {
 
 fn parse_profile(text: &str) -> Result<Profile, String> {
     Profile::parse(text).ok_or_else(|| "profiles are cautious, standard, fast".to_owned())
+}
+
+fn parse_authority(text: &str) -> Result<Authority, String> {
+    Authority::parse(text).ok_or_else(|| "authorities are majority, lock, both".to_owned())
 }
 
 #[derive(Default)]
@@ -118,6 +125,7 @@ fn main() -> ExitCode {
     let options = |seed: u64, trace: usize| Options {
         nodes: args.nodes,
         profile: args.profile,
+        authority: args.authority,
         bug: args.bug,
         trace,
         chaos: Duration::from_secs(args.chaos),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ctdb_wire::ids::NodeFlags;
 
 use super::clock::Real;
+use super::options::Authority;
 use super::world::{Event, World};
 
 /// How often addresses are looked at when faults are over.
@@ -39,6 +40,9 @@ pub struct Gap {
 impl World {
     /// ADDR-1 and MEM-1.
     pub fn check_rights(&mut self) {
+        if self.lock_excuses() {
+            return;
+        }
         let now = self.now;
         let queue = self.timing.queue;
         for host in &mut self.hosts {
@@ -108,7 +112,11 @@ impl World {
 
     /// Addresses that some good, willing node could host.
     fn required(&self) -> Vec<usize> {
-        let quorum = self.hosts.len() / 2 + 1;
+        let quorum = if self.options.authority == Authority::Lock {
+            1
+        } else {
+            self.hosts.len() / 2 + 1
+        };
         if self.check.good.len() < quorum {
             return Vec::new();
         }
@@ -200,6 +208,11 @@ impl World {
         };
         let address = self.addresses[*missing];
         let mut bound = self.options.profile.recovery_bound();
+        if self.options.authority != Authority::Majority {
+            // Whoever held it before, and then the waiting for its validity; one claim may
+            // disturb another.
+            bound += self.lock_times().settle + self.validity() * 2;
+        }
         if self.plan.rough_end {
             // A leader outside with half of its links broken notices when they break, and waits
             // for who does not talk; then the same again by the next one.

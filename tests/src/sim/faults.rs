@@ -10,6 +10,7 @@ use super::check::Gap;
 use super::clock::{Clock, Real};
 use super::net::Quality;
 use super::node::{Interrupt, Item, Thread};
+use super::options::Authority;
 use super::world::{Event, World, pnn};
 
 /// One thing that goes wrong, or that an operator does.
@@ -75,6 +76,14 @@ pub enum Fault {
     Move { address: usize, to: usize },
     /// `ctdb ipreallocate` and forced rebalance.
     Reallocate { nodes: u64 },
+    /// The lock service answers nobody, or not this node.
+    LockHangs { length: Duration },
+    /// Its holder loses it without being told.
+    LockExpires,
+    /// It says yes to everybody.
+    LockLies { length: Duration },
+    /// This node does not reach it, or does again.
+    LockCut { node: usize, cut: bool },
     /// DISABLED, BANNED.
     Flag {
         node: usize,
@@ -92,13 +101,15 @@ pub struct Plan {
     mean: Duration,
     /// Longest drift, in millionths.
     drift: i64,
+    /// V of the cluster lock.
+    pub validity: Duration,
     /// Whether some nodes are left behind a broken network or without power at the end.
     pub rough_end: bool,
     /// The node that had the last fault.
     focus: usize,
 }
 
-const KINDS: usize = 17;
+const KINDS: usize = 20;
 
 impl Plan {
     /// Nothing goes wrong.
@@ -107,6 +118,7 @@ impl Plan {
             weights: [0; KINDS],
             mean: Duration::MAX,
             drift: 0,
+            validity: Duration::from_secs(5),
             rough_end: false,
             focus: 0,
         }
@@ -135,6 +147,10 @@ impl World {
         plan.mean = Duration::from_millis(rng.random_range(100..longest));
         plan.drift = [0, 1_000, 90_000, 90_000][rng.random_range(0..4)];
         plan.rough_end = rng.random_bool(0.5);
+        plan.validity = Duration::from_millis([1000, 2000, 5000][rng.random_range(0..3)]);
+        if options.authority == Authority::Majority {
+            plan.weights[17..].fill(0);
+        }
         let ms = Duration::from_millis;
         world.habits.wakeup = [ms(1) / 20, ms(1), ms(8)][rng.random_range(0..3)];
         world.habits.take = [ms(2), ms(10), ms(300)][rng.random_range(0..3)];
@@ -349,6 +365,17 @@ impl World {
                 let by = self.timing.lease.mul_f64(self.rng.random_range(0.1..1.0));
                 Fault::Choke { node, by }
             }
+            17 => Fault::LockHangs {
+                length: self.some_time(),
+            },
+            18 if self.rng.random_bool(0.1) => Fault::LockLies {
+                length: self.some_time(),
+            },
+            18 => Fault::LockExpires,
+            19 => Fault::LockCut {
+                node,
+                cut: self.rng.random_bool(0.5),
+            },
             _ => {
                 let flag = [NodeFlags::DISABLED, NodeFlags::BANNED][self.rng.random_range(0..2)];
                 Fault::Flag {
@@ -469,6 +496,14 @@ impl World {
                     self.give(node, Item::Reallocate(NodeSet(nodes)));
                 }
             }
+            Fault::LockHangs { length } => {
+                self.lock.hangs_until = self.lock.hangs_until.max(now + length);
+            }
+            Fault::LockExpires => self.lock.holder = None,
+            Fault::LockLies { length } => self.lock_lies(length),
+            Fault::LockCut { node, cut } => {
+                self.lock.cut = self.lock.cut & !(1 << node) | u64::from(cut) << node;
+            }
             Fault::Flag { node, flag, on } => self.give(node, Item::Flag(flag, on)),
         }
     }
@@ -483,6 +518,15 @@ impl World {
         host.frozen = true;
         host.freezes += 1;
         let freeze = host.freezes;
+        let life = host.lives;
+        if self.lock.owner == (node, life)
+            && let Some(tenure) = self.lock.holder
+            && length > self.timing.lease
+        {
+            // The guard ends the helper of a daemon that is stopped for longer than its right.
+            let over = self.now + self.timing.lease.mul_f64(1.1);
+            self.schedule(over, Event::LockOver { tenure });
+        }
         self.say(|| format!("node {node}: daemon stands still for {length:?}"));
         self.schedule(at, Event::Thaw { node, freeze });
     }
@@ -510,6 +554,7 @@ impl World {
         host.held.clear();
         host.interrupt = None;
         let daemon = host.daemon.take()?;
+        self.orphan_lock(node, daemon.life);
         self.close_all(node, true);
         Some((daemon.incarnation, daemon.sessions))
     }
@@ -595,8 +640,11 @@ impl World {
         host.frozen = false;
         host.held.clear();
         host.interrupt = None;
-        host.daemon = None;
+        let life = host.daemon.take().map(|daemon| daemon.life);
         host.kernel.lost(now);
+        if let Some(life) = life {
+            self.orphan_lock(node, life);
+        }
         // Nobody is told; peers find out.
         if let Some(again) = again {
             self.schedule(now + again, Event::Boot { node });
@@ -696,6 +744,15 @@ impl World {
             self.schedule(now + Duration::from_millis(20), Event::Start { node });
             self.wake_detector(node, now);
             self.wake_main(node, now);
+        }
+        self.lock.cut = 0;
+        self.lock.hangs_until = self.now;
+        self.lock.lies_until = self.lock.lies_until.min(self.now);
+        for node in (0..nodes).filter(|node| !good.contains(node)) {
+            self.lock.cut |= 1 << node;
+            if self.lock.owner.0 == node {
+                self.lock.holder = None;
+            }
         }
         self.say(|| format!("--- faults are over; good {good:?}"));
         self.check.good = good;

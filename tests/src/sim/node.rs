@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use ctdb_core::authority::{Authority, Books, Sink, Status};
+use ctdb_core::authority::{Authority, Books, LockNews, Sink, Status};
 use ctdb_core::coordinator::{Coordinator, Effect};
 use ctdb_core::holder::Work;
 use ctdb_wire::heartbeat::Message;
@@ -82,6 +82,7 @@ pub enum Command {
     Session(Pnn, Incarnation),
     Eligible(bool),
     Books(Books),
+    Lock(LockNews),
     Leave,
     SayGone,
 }
@@ -98,6 +99,10 @@ pub enum Item {
     Reallocate(NodeSet),
     Flag(NodeFlags, bool),
     Availability(usize, bool),
+    /// The lock client's answer, or none.
+    LockSaid(Option<LockNews>),
+    /// What the client found by itself.
+    Lock(LockNews),
     Stop,
 }
 
@@ -172,6 +177,7 @@ pub struct Daemon {
     pub eligible: Option<bool>,
     pub books: Books,
     pub leaving: Option<Leaving>,
+    pub lock: super::lock::Client,
     pub main_due: (Real, u64),
     pub main_hung: Real,
     pub next_tick: BootTime,

@@ -46,6 +46,29 @@ impl Profile {
     }
 }
 
+/// What decides in a run (`[cluster] authority`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Authority {
+    /// More than half of the nodes.
+    Majority,
+    /// Whoever holds the lock.
+    Lock,
+    /// Both.
+    Both,
+}
+
+impl Authority {
+    /// From its name.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "majority" => Some(Self::Majority),
+            "lock" => Some(Self::Lock),
+            "both" => Some(Self::Both),
+            _ => None,
+        }
+    }
+}
+
 /// One run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -55,6 +78,8 @@ pub struct Options {
     pub nodes: Option<usize>,
     /// Timing profile.
     pub profile: Profile,
+    /// What decides.
+    pub authority: Authority,
     /// Planted bug.
     pub bug: Option<Bug>,
     /// Lines of trace to keep.
@@ -70,6 +95,7 @@ impl Options {
             seed,
             nodes: None,
             profile: Profile::Standard,
+            authority: Authority::Majority,
             bug: None,
             trace: 0,
             chaos: Duration::from_secs(40),

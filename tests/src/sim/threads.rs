@@ -157,6 +157,7 @@ impl World {
                     }
                     Command::Eligible(eligible) => authority::Input::Eligible(eligible),
                     Command::Books(books) => authority::Input::Books(books),
+                    Command::Lock(news) => authority::Input::Lock(news),
                     Command::Leave => authority::Input::Leave,
                     Command::SayGone => {
                         let message = Message::Gone { incarnation: me };
@@ -290,6 +291,9 @@ impl World {
             || old.leader != status.leader
             || old.acting.map(|(term, _)| term) != status.acting.map(|(term, _)| term)
             || old.abstaining != status.abstaining
+            || old.lock_wanted != status.lock_wanted
+            || old.led != status.led
+            || old.claimed != status.claimed
             || old.peers.iter().zip(&status.peers).any(|(x, y)| {
                 x.incarnation != y.incarnation
                     || x.suspected != y.suspected
@@ -477,6 +481,19 @@ impl World {
                 daemon.info.addresses[address].available = up;
                 true
             }
+            Item::LockSaid(news) => {
+                let news = self.lock_read(node, news);
+                news.is_none_or(|news| self.item(node, Item::Lock(news)))
+            }
+            Item::Lock(news) => {
+                self.say(|| format!("node {node}: lock {news:?}"));
+                if let Some(daemon) = self.daemon(node) {
+                    daemon.commands.push_back(Command::Lock(news));
+                }
+                let at = self.now;
+                self.wake_detector(node, at);
+                true
+            }
             Item::Stop => {
                 let until = self.local(node) + Duration::from_secs(3);
                 self.say(|| format!("node {node}: is to leave"));
@@ -512,6 +529,7 @@ impl World {
         if !self.feed(node, Input::Info(info)) {
             return false;
         }
+        self.tend_lock(node);
         let Some(daemon) = self.daemon(node) else {
             return false;
         };

@@ -19,7 +19,7 @@ use super::faults::Plan;
 use super::kernel::Kernel;
 use super::net::Net;
 use super::node::{Daemon, Datagram, Host, Item};
-use super::options::{Options, Outcome, Stats, Violation};
+use super::options::{Authority as Decides, Options, Outcome, Stats, Violation};
 use super::trace::Trace;
 
 /// Something that happens at a moment of real time. `life` is that of the daemon concerned.
@@ -69,6 +69,21 @@ pub enum Event {
     Chaos,
     /// The second half of a fault.
     Do(Box<super::faults::Fault>),
+    /// A question reaches the lock service.
+    LockAsked {
+        node: usize,
+        life: u64,
+        asked_at: BootTime,
+        question: super::lock::Question,
+    },
+    /// Its answer reaches the daemon.
+    LockSaid {
+        node: usize,
+        life: u64,
+        news: Option<authority::LockNews>,
+    },
+    /// The service notices that a tenure is over.
+    LockOver { tenure: u64 },
     /// Faults are over.
     Quiet,
     /// Addresses are looked at.
@@ -120,6 +135,7 @@ pub struct World {
     pub timing: Timing,
     pub hosts: Vec<Host>,
     pub net: Net,
+    pub lock: super::lock::Service,
     pub addresses: Vec<IpAddr>,
     pub habits: Habits,
     pub plan: Plan,
@@ -143,6 +159,7 @@ impl World {
             timing: options.profile.timing(),
             hosts: Vec::new(),
             net: Net::new(nodes),
+            lock: super::lock::Service::default(),
             addresses: (0..addresses)
                 .map(|i| IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1)))
                 .collect(),
@@ -305,6 +322,14 @@ impl World {
                     self.inject(&fault);
                 }
             }
+            Event::LockAsked {
+                node,
+                life,
+                asked_at,
+                question,
+            } => self.lock_asked(node, life, asked_at, question),
+            Event::LockSaid { node, life, news } => self.lock_said(node, life, news),
+            Event::LockOver { tenure } => self.release_lock(tenure),
             Event::Quiet => self.quiet(),
             Event::Check => self.check_addresses(),
         }
@@ -328,6 +353,12 @@ impl World {
         let voters: NodeSet = (0..self.hosts.len()).map(pnn).collect();
         let incarnation = Incarnation(self.rng.random::<u64>() | 1);
         let (now, timing) = (self.now, self.timing);
+        let times = self.lock_times();
+        let mode = match self.options.authority {
+            Decides::Majority => authority::Mode::Majority,
+            Decides::Lock => authority::Mode::Lock(times),
+            Decides::Both => authority::Mode::Both(times),
+        };
         let host = &mut self.hosts[node];
         if !host.powered || host.daemon.is_some() || host.stays_down {
             return;
@@ -340,6 +371,7 @@ impl World {
         let local = host.clock.local(now);
         let mut config = authority::Config::majority(host.pnn, incarnation, voters, timing);
         config.planted = planted;
+        config.mode = mode;
         let authority = Authority::new(config, local);
         let info = NodeInfo {
             flags: NodeFlags::UNHEALTHY,
@@ -361,6 +393,11 @@ impl World {
             coordinator::Config {
                 me: host.pnn,
                 voters,
+                quorum: if self.options.authority == Decides::Lock {
+                    1
+                } else {
+                    voters.len() / 2 + 1
+                },
                 deleted: NodeSet::EMPTY,
                 list_length: voters.len(),
                 give_up: Duration::from_secs(10),
@@ -393,6 +430,7 @@ impl World {
             eligible: None,
             books: authority::Books::default(),
             leaving: None,
+            lock: super::lock::Client::default(),
             main_due: (Real::NEVER, 0),
             main_hung: now,
             next_tick: local,

@@ -33,6 +33,17 @@ pub enum Role {
         /// Withdraws then.
         until: BootTime,
     },
+    /// Holds the lock and asks whether others act (R21).
+    Claimant {
+        /// The term that it asks in; the one it leads may be higher.
+        term: Term,
+        /// Who acts not.
+        answered: NodeSet,
+        /// Sending time of the first question.
+        since: BootTime,
+        /// Sending time of the last.
+        asked_at: BootTime,
+    },
     /// Leads, and acts while enough promises run.
     Leader {
         /// Its term.
@@ -50,7 +61,7 @@ impl Authority {
 
     /// R10: no promise yet.
     pub(super) fn abstaining(&self, now: BootTime) -> bool {
-        now < self.abstain_until && !self.fresh_cluster()
+        !self.config.mode.lock_alone() && now < self.abstain_until && !self.fresh_cluster()
     }
 
     /// R10's exception: every configured node said, to this life, that it has done nothing.
@@ -125,9 +136,13 @@ impl Authority {
             // Somebody acts, so these cannot succeed.
             Role::PreCandidate { .. } | Role::Candidate { .. } => self.withdraw(now, sink),
             Role::Leader { term: mine, .. } if mine < term => self.withdraw(now, sink),
-            Role::Leader { .. } | Role::Follower => {}
+            // Its question stops whoever acts without the lock.
+            Role::Claimant { .. } | Role::Leader { .. } | Role::Follower => {}
         }
         self.obey_evictions(now, term, evict);
+        if self.config.mode.lock_alone() {
+            return Some(term); // Says that the term is followed; binds nobody.
+        }
         if self.can_promise(now, term) {
             self.give_promise(now, term);
             Some(term)
@@ -141,6 +156,7 @@ impl Authority {
             Role::Follower => None,
             Role::PreCandidate { term, .. }
             | Role::Candidate { term, .. }
+            | Role::Claimant { term, .. }
             | Role::Leader { term, .. } => Some(term),
         }
     }
@@ -162,9 +178,18 @@ impl Authority {
         let Role::Leader { term, .. } = self.role else {
             return None;
         };
-        let own = self.promised_own();
-        let newest = self.quorum_newest(own, |peer| peer.promised_s)?;
-        let until = newest + self.config.timing.lease;
+        let proved = self.lock_valid_until();
+        let until = if self.config.mode.lock_alone() {
+            proved?
+        } else {
+            let own = self.promised_own();
+            let newest = self.quorum_newest(own, |peer| peer.promised_s)?;
+            let until = newest + self.config.timing.lease;
+            match self.config.mode.lock() {
+                Some(_) => until.min(proved?),
+                None => until,
+            }
+        };
         if self.config.planted.has(Bug::ActsAfterLoss) {
             return Some((term, now + self.config.timing.lease));
         }
@@ -227,6 +252,19 @@ impl Authority {
     pub(super) fn election_wakeup(&self) -> BootTime {
         match self.role {
             // A main loop that hangs is waited for, not the clock (MEM-4).
+            Role::Follower if self.config.mode.lock_alone() => {
+                // Heartbeats are often enough, but for the moment that was planned.
+                if self.eligible
+                    && !self.leaving
+                    && self.lock_held(self.last_tick)
+                    && self.stand_at > self.last_tick
+                {
+                    self.stand_at
+                } else {
+                    BootTime(u64::MAX)
+                }
+            }
+            Role::Follower if !self.may_stand_by_lock(self.last_tick) => BootTime(u64::MAX),
             Role::Follower
                 if self.eligible
                     && !self.leaving
@@ -244,6 +282,7 @@ impl Authority {
             }
             Role::Follower => BootTime(u64::MAX),
             Role::PreCandidate { until, .. } | Role::Candidate { until, .. } => until,
+            Role::Claimant { .. } => self.lock_wakeup(),
             Role::Leader { .. } => self
                 .acting(self.last_tick)
                 .map_or(self.last_tick, |(_, until)| until),
@@ -254,6 +293,8 @@ impl Authority {
         match self.role {
             Role::Follower => {
                 let ready = self.eligible
+                    && !self.config.mode.lock_alone()
+                    && self.may_stand_by_lock(now)
                     && !self.leaving
                     && !self.abstaining(now)
                     && now >= self.stand_at
@@ -276,6 +317,7 @@ impl Authority {
                     self.withdraw(now, sink);
                 }
             }
+            Role::Claimant { .. } => {}
             Role::Leader { .. } => {
                 if self.acting(now).is_none() {
                     self.withdraw(now, sink);
@@ -301,6 +343,11 @@ impl Authority {
                     && now.since(peer.replied_at) < timing.interval * 2
                     && now.since(peer.promised_s.max(elected_at)) > long
             })
+    }
+
+    /// `both`: only who holds the lock stands.
+    fn may_stand_by_lock(&self, now: BootTime) -> bool {
+        self.config.mode.lock().is_none() || self.lock_held(now)
     }
 
     fn retry_later(&mut self, now: BootTime) {
@@ -330,6 +377,7 @@ impl Authority {
                 term,
                 pre: true,
                 sent_at: now.0,
+                list: self.config.voters,
             },
             sink,
         );
@@ -364,6 +412,7 @@ impl Authority {
                 term,
                 pre: false,
                 sent_at: now.0,
+                list: self.config.voters,
             },
             sink,
         );
@@ -380,11 +429,16 @@ impl Authority {
         if now >= newest + self.config.timing.lease {
             return;
         }
+        self.become_leader(now, term);
+    }
+
+    pub(super) fn become_leader(&mut self, now: BootTime, term: Term) {
         self.clear_evidence();
         for peer in &mut self.peers {
             peer.stopped = None; // Of an older term (R14).
         }
         self.raise_newest(term);
+        self.led = Some(term);
         self.role = Role::Leader {
             term,
             elected_at: now,
@@ -406,6 +460,10 @@ impl Authority {
     ) {
         let incarnation = self.peers[from.index()].incarnation;
         if term.leader != from || term.session != incarnation {
+            return;
+        }
+        if self.config.mode.lock_alone() {
+            self.holder_asked(now, from, term, sent_at, sink);
             return;
         }
         let above = self
@@ -445,6 +503,10 @@ impl Authority {
     ) {
         self.highest_number = self.highest_number.max(newest_number);
         self.peers[from.index()].replied_at = now;
+        if self.config.mode.lock_alone() {
+            self.holder_answered(now, from, term, echo);
+            return;
+        }
         // So many noes leave no quorum.
         let enough = self.config.voters.len() + 1 - self.config.quorum;
         match &mut self.role {
@@ -485,9 +547,10 @@ impl Authority {
     }
 
     /// R9: gives up a candidacy or a term: first stop, then say so.
-    fn withdraw(&mut self, now: BootTime, sink: &mut impl Sink) {
+    pub(super) fn withdraw(&mut self, now: BootTime, sink: &mut impl Sink) {
         let Some(term) = self.role_term() else { return };
         let acted = self.is_leader();
+        self.lock_idle(now);
         let bound = acted || matches!(self.role, Role::Candidate { .. });
         self.role = Role::Follower;
         self.clear_evidence();
@@ -522,7 +585,7 @@ impl Authority {
             && books.renounced.is_some_and(|renounced| term <= renounced)
         {
             let outdated = books.newest.is_some_and(|newest| term < newest);
-            let outdated = outdated || self.is_fenced_off(now);
+            let outdated = outdated || self.is_fenced_off(now) || self.claimed_by_other();
             self.withdraw(now, sink);
             self.stand_at = if outdated {
                 now // Only the number is to be higher.
@@ -531,6 +594,7 @@ impl Authority {
                 now + self.config.timing.promise() * 2
             };
         }
+        self.answer_claims(now, sink);
     }
 
     /// The main loop has stopped acting; the leader resigns.

@@ -80,6 +80,31 @@ impl Authority {
                 self.next_heartbeat = now;
             }
         }
+        if self.config.mode.lock_alone() {
+            self.holder_evidence(now);
+        }
+    }
+
+    /// R23: the holder is the only witness, so its own record is the evidence.
+    fn holder_evidence(&mut self, now: BootTime) {
+        for x in self.evict_set().iter() {
+            if self.peers[x.index()].evidence.is_some() {
+                continue;
+            }
+            let age = self.holder_age_nanos(now, x);
+            let needed = self.config.timing.promise();
+            let missing = needed.saturating_sub(Duration::from_nanos(age));
+            if missing == Duration::ZERO || self.config.planted.has(Bug::SilenceIsExpiry) {
+                let peer = &mut self.peers[x.index()];
+                peer.evidence = Some(now);
+                peer.evidence_epoch = Epoch {
+                    incarnation: peer.incarnation,
+                    number: peer.epoch,
+                };
+            } else {
+                self.next_heartbeat = self.next_heartbeat.min(now + missing);
+            }
+        }
     }
 
     /// R12: the answers to one heartbeat, from at least Q voters other than X.
@@ -88,6 +113,9 @@ impl Authority {
             return;
         };
         self.peers[from.index()].report = Some(report);
+        if self.config.mode.lock_alone() {
+            return;
+        }
         let sent_at = report.sent_at;
         // R13: ages that came before the election are not evidence.
         if sent_at < elected_at {

@@ -67,12 +67,13 @@ impl Authority {
             self.epoch += 1;
             for peer in &mut self.peers {
                 peer.answered_s = BootTime::ZERO;
+                peer.holder_s = BootTime::ZERO;
             }
         }
     }
 
     /// R5: the witness `from` answered the heartbeat sent at `echo`.
-    pub(super) fn count_answer(&mut self, now: BootTime, from: Pnn, echo: BootTime) {
+    pub(super) fn count_answer(&mut self, now: BootTime, from: Pnn, echo: BootTime, holder: bool) {
         self.check_right(now);
         if matches!(self.right, Right::Lapsed { .. }) || self.leaving {
             return;
@@ -84,6 +85,9 @@ impl Authority {
         };
         let peer = &mut self.peers[from.index()];
         peer.answered_s = peer.answered_s.max(counted);
+        if holder {
+            peer.holder_s = peer.holder_s.max(counted);
+        }
     }
 
     /// R5: moves the deadline to the Q-th newest answered s + L, and opens an epoch if there
@@ -95,7 +99,7 @@ impl Authority {
         {
             return;
         }
-        let Some(newest) = self.quorum_newest(self.last_heartbeat, |peer| peer.answered_s) else {
+        let Some(newest) = self.newest_witnessed(now) else {
             return;
         };
         let extra = if self.config.planted.has(Bug::NoMargin) {
@@ -104,7 +108,14 @@ impl Authority {
         } else {
             Duration::ZERO
         };
-        let end = newest + self.config.timing.lease + extra;
+        let mut end = newest + self.config.timing.lease + extra;
+        // R22: the holder's own deadline is not later than its proof.
+        if let Some((_, until)) = self.acting(now)
+            && self.config.mode.lock().is_some()
+            && !self.config.planted.has(Bug::HolderOutlivesProof)
+        {
+            end = end.min(until);
+        }
         if end <= now {
             return;
         }
@@ -127,6 +138,29 @@ impl Authority {
                     .min(now + self.config.timing.interval / 8);
             }
         }
+    }
+
+    /// Sending time of the newest heartbeat that enough witnesses answered: the Q-th newest, the
+    /// acting holder's where the lock decides alone, the older of both for `both`.
+    fn newest_witnessed(&self, now: BootTime) -> Option<BootTime> {
+        let mode = self.config.mode;
+        let quorum = if mode.lock_alone() {
+            None
+        } else {
+            Some(self.quorum_newest(self.last_heartbeat, |peer| peer.answered_s)?)
+        };
+        if mode.lock().is_none() {
+            return quorum;
+        }
+        let mut holder = BootTime::ZERO;
+        if self.acting(now).is_some() {
+            holder = self.last_heartbeat;
+        }
+        for pnn in self.config.voters.iter() {
+            holder = holder.max(self.peers[pnn.index()].holder_s);
+        }
+        let holder = Some(holder).filter(|at| *at != BootTime::ZERO)?;
+        Some(quorum.map_or(holder, |at| at.min(holder)))
     }
 
     /// Ends the right at once (goodbye).

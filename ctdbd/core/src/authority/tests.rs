@@ -137,6 +137,7 @@ impl Cluster {
             term,
             pre,
             sent_at: 1,
+            list: NodeSet(u64::MAX),
         };
         self.handle(
             node,
@@ -183,6 +184,8 @@ fn a_starting_daemon_is_silent_for_the_queue() {
         has_right: true,
         leader: None,
         evict: NodeSet::EMPTY,
+        list: NodeSet(u64::MAX),
+        settled: true,
     };
     cluster.now = cluster.now + settle - ms(1);
     cluster.handle(
@@ -280,6 +283,7 @@ fn an_answer_to_nothing_that_was_sent_counts_for_nothing() {
         echo,
         epoch: 1,
         virgin: false,
+        holder: false,
         promise: None,
         stopped: NodeSet::EMPTY,
         ages: None,

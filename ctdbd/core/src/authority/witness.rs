@@ -33,6 +33,7 @@ impl Authority {
             echo: sent_at,
             epoch: self.epoch,
             virgin: self.virgin,
+            holder: self.config.mode.lock().is_some() && self.acting(now).is_some(),
             promise,
             stopped: self.stopped_set(now),
             ages: leader.map(|_| self.ages(now)),

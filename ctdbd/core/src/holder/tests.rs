@@ -27,6 +27,10 @@ fn epoch(number: u32) -> Epoch {
 fn status(number: u32, held: bool, leader: Option<u64>) -> Status {
     let now = BootTime::from_millis(1_000);
     Status {
+        led: None,
+        claimed: false,
+        lock_wanted: false,
+        lock: crate::authority::LockStatus::default(),
         now,
         epoch: epoch(number),
         slot: number,

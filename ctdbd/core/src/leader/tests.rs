@@ -57,6 +57,10 @@ impl Desk {
         }
         let now = at(0);
         let status = Status {
+            led: None,
+            claimed: false,
+            lock_wanted: false,
+            lock: crate::authority::LockStatus::default(),
             now,
             epoch: epoch(0, 2),
             slot: 2,
@@ -70,7 +74,7 @@ impl Desk {
         };
         Self {
             now,
-            leader: Leader::new(term(TERM), hosts, Planted::default()),
+            leader: Leader::new(term(TERM), hosts, hosts.len() / 2 + 1, Planted::default()),
             situation,
             status,
         }

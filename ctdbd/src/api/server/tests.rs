@@ -106,6 +106,7 @@ async fn every_route_answers_on_the_socket_for_root() {
         ("NodeRequest", r#"{"seconds":60}"#),
         ("MoveRequest", r#"{"address":"10.77.1.1","to":0}"#),
         ("LinkRequest", r#"{"up":false}"#),
+        ("ApplyRequest", r#"{"nodes":[]}"#),
         ("CapabilitiesRequest", r#"{"leader":false}"#),
         ("LogLevel", r#"{"level":"DEBUG"}"#),
         ("EventRun", r#"{"args":["x"],"seconds":5}"#),

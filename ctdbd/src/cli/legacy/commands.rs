@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ctdb_wire::api::{
     AddressView, DaemonView, Done, EventRunView, InterfacesView, NodeVerb, NodeView, NodesView,
-    Snapshot, TunablesView,
+    ReloadView, Snapshot, TunablesView,
 };
 use ctdb_wire::ids::{NodeFlags, RunState};
 use jiff::tz::TimeZone;
@@ -16,7 +16,7 @@ use super::{End, Tool};
 use crate::api::routes::encode_segment;
 use crate::cli::RELEASE;
 use crate::cli::client::ClientError;
-use crate::cli::event;
+use crate::cli::{event, node};
 use crate::log::LogLevel;
 
 type Result = std::result::Result<u8, End>;
@@ -365,6 +365,35 @@ pub(super) fn reload(tool: &mut Tool, args: &[String]) -> Result {
     reallocate(tool, &[])
 }
 
+/// `ctdb reloadnodes`: its texts on the streams that the old tool writes them to
+/// (`spec/cli.md` 6.4).
+pub(super) fn reload_nodes(tool: &mut Tool, args: &[String]) -> Result {
+    no_args(args)?;
+    let view: ReloadView = match tool
+        .client
+        .post("/v1/nodes/reload", &json!({"dry_run": false}))
+    {
+        Ok(view) => view,
+        Err(ClientError::Refused(refusal)) => {
+            for line in refusal.message.split("; ") {
+                tool.complain(line);
+            }
+            return Err(End::error(
+                "ERROR: Nodes will not be reloaded due to previous error",
+            ));
+        }
+        Err(error) => return Err(tool.refused("RELOAD_NODES_FILE", &error)),
+    };
+    if !view.changed {
+        tool.complain("No change in nodes file, skipping unnecessary reload");
+        return Ok(0);
+    }
+    for warning in &view.warnings {
+        tool.complain(warning);
+    }
+    tool.print(&node::changes(&view))
+}
+
 pub(super) fn reallocate(tool: &mut Tool, args: &[String]) -> Result {
     no_args(args)?;
     tool.post("/v1/ips/reallocate", &json!({}))
@@ -520,7 +549,7 @@ pub(super) fn shutdown(tool: &mut Tool, args: &[String]) -> Result {
         .map_err(|error| tool.refused("GET_NODEMAP", &error))?;
     let target = tool.options.node.unwrap_or(view.node);
     let own = target == view.node;
-    crate::cli::node::shut_down(tool.client, target, own).map_err(|error| {
+    node::shut_down(tool.client, target, own).map_err(|error| {
         tool.failed("SHUTDOWN", &error, || {
             format!("Unable to shutdown node {target}")
         })

@@ -189,6 +189,12 @@ pub const COMMANDS: &[Command] = &[
         "reload the public addresses file",
         commands::reload,
     ),
+    local(
+        "reloadnodes",
+        "",
+        "reload the nodes file on all nodes",
+        commands::reload_nodes,
+    ),
 ];
 
 /// The command of that name.

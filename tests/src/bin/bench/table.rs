@@ -7,6 +7,8 @@ use std::fmt::{self, Write as _};
 pub enum Unit {
     /// Milliseconds; less is better.
     Ms,
+    /// Microseconds; less is better.
+    Us,
     /// Percent; less is better.
     Percent,
     /// Mebibytes; less is better.
@@ -19,6 +21,7 @@ impl Unit {
             Self::Ms if value >= 1000.0 => format!("{:.2} s", value / 1000.0),
             Self::Ms if value < 10.0 => format!("{value:.1} ms"),
             Self::Ms => format!("{value:.0} ms"),
+            Self::Us => format!("{value:.1} µs"),
             Self::Percent => format!("{value:.2} %"),
             Self::Mib => format!("{value:.1} MiB"),
         }

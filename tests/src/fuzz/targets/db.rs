@@ -121,9 +121,9 @@ fn read_all(tdb: &mut Tdb, outcome: &mut Outcome) -> Vec<Vec<u8>> {
 
 /// Changes what can be changed. A sound file is sound afterwards.
 fn change(tdb: &mut Tdb, keys: &[Vec<u8>], outcome: &mut Outcome) {
-    // A file with an odd end passes the check, and does not when it has grown.
-    let aligned = tdb.map_size().is_multiple_of(4);
-    let sound = aligned && tdb.check().is_ok();
+    // An odd end of 21 to 23 bytes of anything is lost space to a check; grown to 24 it looks like a
+    // broken record.
+    let sound = tdb.map_size().is_multiple_of(4) && tdb.check().is_ok();
     for key in keys.iter().take(4) {
         let stored = tdb.store(key, &[7; 300], StoreMode::Replace);
         note(outcome, &stored);

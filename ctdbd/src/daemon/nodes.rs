@@ -1,0 +1,448 @@
+//! Reload of the nodes list at run time (`spec/cluster.md` 2.14, `authority.md` R24 to R26).
+//!
+//! The node that is asked reads its source, asks every linked node for what *its* source says,
+//! and goes on only if all say the same and the change is one that may be made. Then the list is
+//! taken on by the leader's node first, one node after another. A source that is a command runs
+//! as a child: it may hang or fail, and costs nothing but this reload.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::Duration;
+
+use ctdb_wire::api::{Action, ApiError, Done, NodeEntry, ReloadView, SourceView};
+use ctdb_wire::ids::{NodeFlags, Pnn};
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::actions::{Answer, Reply, Step, Wait, json};
+use super::node::Node;
+use crate::clock::boot_now;
+use crate::config::{Nodes, NodesSource, Report};
+use crate::process::{Children, How, Owner, Spec};
+
+/// How long a source may take.
+const FETCH: Duration = Duration::from_secs(10);
+/// How long the whole reload may take.
+pub(super) const RELOAD: Duration = Duration::from_secs(60);
+
+/// Reads a list, off the main loop.
+pub(super) async fn fetch(
+    children: Children,
+    source: NodesSource,
+) -> Result<Vec<NodeEntry>, String> {
+    let text = match &source {
+        NodesSource::Command(words) => {
+            let mut spec = Spec::new("nodes list", Owner::Nodes, words);
+            spec.limit = Some(FETCH);
+            spec.log = Some(tracing::Level::WARN);
+            let ended = children.run(spec).await;
+            if ended.how != How::Exited(0) {
+                return Err(format!("{source}: {}", ended.how));
+            }
+            if ended.dropped > 0 {
+                return Err(format!("{source}: wrote more than a nodes list has"));
+            }
+            String::from_utf8(ended.stdout).map_err(|_| format!("{source}: wrote no text"))?
+        }
+        NodesSource::File(_) => {
+            let source = source.clone();
+            let read = tokio::task::spawn_blocking(move || source.fetch(FETCH));
+            match tokio::time::timeout(FETCH, read).await {
+                Ok(Ok(text)) => text.map_err(|error| error.to_string())?,
+                _ => return Err("the nodes list cannot be read in time".to_owned()),
+            }
+        }
+    };
+    parse(&text, source.path())
+}
+
+fn parse(text: &str, path: &Path) -> Result<Vec<NodeEntry>, String> {
+    let mut report = Report::default();
+    let Some(nodes) = Nodes::parse(text, path, &mut report) else {
+        let lines: Vec<String> = report.lines().collect();
+        return Err(lines.join("; "));
+    };
+    let entry = |node: &crate::config::Node| NodeEntry {
+        pnn: node.pnn.get(),
+        address: node.address,
+        deleted: node.deleted,
+    };
+    Ok(nodes.entries.iter().map(entry).collect())
+}
+
+/// What a new list changes, or why it may not be taken on, in the old tool's words.
+pub(super) fn compare(
+    old: &[NodeEntry],
+    new: &[NodeEntry],
+    connected: impl Fn(u32) -> bool,
+) -> Result<ReloadView, Vec<String>> {
+    let mut view = ReloadView::default();
+    let mut errors = Vec::new();
+    for (index, before) in old.iter().enumerate() {
+        let pnn = before.pnn;
+        let Some(after) = new.get(index) else {
+            errors.push(format!(
+                "Node {pnn} ({}) missing from nodes file",
+                before.address
+            ));
+            continue;
+        };
+        match (before.deleted, after.deleted) {
+            (true, false) => view.undeleted.push(pnn),
+            (false, true) if connected(pnn) => {
+                errors.push(format!("ERROR: Node {pnn} is still connected"));
+            }
+            (false, true) => view.deleted.push(pnn),
+            (false, false) if before.address != after.address => errors.push(format!(
+                "Node {pnn} has changed IP address (was {}, now {})",
+                before.address, after.address
+            )),
+            _ => {}
+        }
+    }
+    view.new = new
+        .iter()
+        .skip(old.len())
+        .filter(|node| !node.deleted)
+        .map(|node| node.pnn)
+        .collect();
+    view.changed = old != new;
+    if errors.is_empty() {
+        Ok(view)
+    } else {
+        Err(errors)
+    }
+}
+
+/// A reload under way.
+pub(super) struct Reload {
+    dry_run: bool,
+    stage: Stage,
+}
+
+enum Stage {
+    /// This node's source is read.
+    Own(oneshot::Receiver<Result<Vec<NodeEntry>, String>>),
+    /// The others are asked for what theirs say.
+    Others {
+        list: Vec<NodeEntry>,
+        asked: Vec<(Pnn, oneshot::Receiver<Answer>)>,
+    },
+    /// One after another takes it on.
+    Applying {
+        list: Vec<NodeEntry>,
+        view: ReloadView,
+        left: VecDeque<Pnn>,
+        current: Option<(Pnn, oneshot::Receiver<Answer>)>,
+    },
+}
+
+fn refuse(text: String) -> Step {
+    Step::Answered(Err(ApiError::new(409, "not_reloaded", text)))
+}
+
+impl Node {
+    /// The list that is in force.
+    pub(super) fn entries(&self) -> Vec<NodeEntry> {
+        self.parts
+            .nodes
+            .iter()
+            .map(|(pnn, address, deleted)| NodeEntry {
+                pnn: *pnn,
+                address: *address,
+                deleted: *deleted,
+            })
+            .collect()
+    }
+
+    fn start_fetch(&self) -> oneshot::Receiver<Result<Vec<NodeEntry>, String>> {
+        let (sender, receiver) = oneshot::channel();
+        let fetch = fetch(self.parts.children.clone(), self.parts.nodes_source.clone());
+        tokio::spawn(async move {
+            let _ = sender.send(fetch.await);
+        });
+        receiver
+    }
+
+    /// `GET /v1/nodes/source`
+    pub(super) fn nodes_source(&self) -> Wait {
+        Wait::Source(self.start_fetch())
+    }
+
+    /// What has come of reading the source.
+    pub(super) fn look_at_source(
+        &self,
+        mut receiver: oneshot::Receiver<Result<Vec<NodeEntry>, String>>,
+    ) -> Step {
+        match receiver.try_recv() {
+            Ok(Ok(nodes)) => Step::Answered(json(&SourceView {
+                node: self.parts.me.get(),
+                nodes,
+            })),
+            Ok(Err(text)) => Step::Answered(Err(ApiError::new(422, "bad_nodes_list", text))),
+            Err(TryRecvError::Empty) => Step::Stay(Wait::Source(receiver)),
+            Err(TryRecvError::Closed) => refuse("the daemon ends".to_owned()),
+        }
+    }
+
+    /// `POST /v1/nodes/reload`
+    pub(super) fn reload_nodes(&self, dry_run: bool) -> Wait {
+        Wait::Reload(Box::new(Reload {
+            dry_run,
+            stage: Stage::Own(self.start_fetch()),
+        }))
+    }
+
+    /// The next step of a reload, if one can be made.
+    pub(super) fn look_at_reload(&mut self, reload: Reload) -> Step {
+        let dry_run = reload.dry_run;
+        let again = |stage| Wait::Reload(Box::new(Reload { dry_run, stage }));
+        match reload.stage {
+            Stage::Own(mut receiver) => match receiver.try_recv() {
+                Ok(Ok(list)) => {
+                    let asked = self.ask_others();
+                    Step::Next(again(Stage::Others { list, asked }))
+                }
+                Ok(Err(text)) => {
+                    tracing::error!("nodes list not reloaded, the old one stays: {text}");
+                    Step::Answered(Err(ApiError::new(422, "bad_nodes_list", text)))
+                }
+                Err(TryRecvError::Empty) => Step::Stay(again(Stage::Own(receiver))),
+                Err(TryRecvError::Closed) => refuse("the daemon ends".to_owned()),
+            },
+            Stage::Others { list, mut asked } => {
+                while let Some((pnn, receiver)) = asked.last_mut() {
+                    match receiver.try_recv() {
+                        Ok(Ok(value)) => {
+                            let theirs = serde_json::from_value::<SourceView>(value);
+                            if !theirs.is_ok_and(|theirs| theirs.nodes == list) {
+                                return refuse(format!(
+                                    "ERROR: Nodes file on node {pnn} differs from current node ({})",
+                                    self.parts.me
+                                ));
+                            }
+                            asked.pop();
+                        }
+                        Err(TryRecvError::Empty) => {
+                            return Step::Stay(again(Stage::Others { list, asked }));
+                        }
+                        Ok(Err(error)) => {
+                            return refuse(format!(
+                                "ERROR: Failed to get nodes file from node {pnn}: {}",
+                                error.message
+                            ));
+                        }
+                        Err(TryRecvError::Closed) => {
+                            return refuse(format!(
+                                "ERROR: Failed to get nodes file from node {pnn}"
+                            ));
+                        }
+                    }
+                }
+                self.begin_applying(dry_run, list)
+            }
+            Stage::Applying {
+                list,
+                mut view,
+                mut left,
+                mut current,
+            } => {
+                if let Some((pnn, receiver)) = &mut current {
+                    match receiver.try_recv() {
+                        Err(TryRecvError::Empty) => {
+                            return Step::Stay(again(Stage::Applying {
+                                list,
+                                view,
+                                left,
+                                current,
+                            }));
+                        }
+                        Ok(Ok(_)) => {}
+                        // The leader's node goes first; what it refuses nobody takes on.
+                        Ok(Err(error)) if view.applied == 0 => {
+                            return Step::Answered(Err(error));
+                        }
+                        Ok(Err(error)) => {
+                            let text =
+                                format!("Node {pnn} failed to reload nodes: {}", error.message);
+                            view.warnings.push(text);
+                        }
+                        Err(TryRecvError::Closed) => {
+                            view.warnings
+                                .push(format!("Node {pnn} failed to reload nodes"));
+                        }
+                    }
+                    view.applied += 1;
+                }
+                let Some(next) = left.pop_front() else {
+                    return Step::Answered(json(&view));
+                };
+                let (sender, receiver) = oneshot::channel();
+                let action = Action::ApplyNodes {
+                    nodes: list.clone(),
+                };
+                self.action(action, Some(next), Reply::Step(sender));
+                Step::Next(again(Stage::Applying {
+                    list,
+                    view,
+                    left,
+                    current: Some((next, receiver)),
+                }))
+            }
+        }
+    }
+
+    /// `POST /v1/nodes/apply`
+    pub(super) fn apply_nodes(&self, nodes: &[NodeEntry]) -> Answer {
+        if nodes == self.entries() {
+            return json(&Done {
+                changed: false,
+                message: "the list is in force already".to_owned(),
+            });
+        }
+        Err(ApiError::new(
+            409,
+            "not_at_run_time",
+            "this release takes on a changed nodes list only at its start: stop all daemons, then \
+             start them",
+        ))
+    }
+
+    fn linked_others(&self) -> Vec<Pnn> {
+        let coordinator = &self.parts.coordinator;
+        let me = self.parts.me;
+        coordinator
+            .config()
+            .voters
+            .iter()
+            .filter(|pnn| *pnn != me && coordinator.peer(*pnn).linked)
+            .collect()
+    }
+
+    fn ask_others(&mut self) -> Vec<(Pnn, oneshot::Receiver<Answer>)> {
+        let others = self.linked_others();
+        others
+            .into_iter()
+            .map(|pnn| {
+                let (sender, receiver) = oneshot::channel();
+                self.action(Action::NodesSource, Some(pnn), Reply::Step(sender));
+                (pnn, receiver)
+            })
+            .collect()
+    }
+
+    fn begin_applying(&mut self, dry_run: bool, list: Vec<NodeEntry>) -> Step {
+        let now = boot_now();
+        let coordinator = &self.parts.coordinator;
+        let connected = |number| {
+            Pnn::new(number).is_ok_and(|pnn| {
+                !coordinator
+                    .flags(now, pnn)
+                    .intersects(NodeFlags::DISCONNECTED)
+            })
+        };
+        let mut view = match compare(&self.entries(), &list, connected) {
+            Ok(view) => view,
+            Err(errors) => return refuse(errors.join("; ")),
+        };
+        if !view.changed || dry_run {
+            return Step::Answered(json(&view));
+        }
+        let Some(leader) = self.leader() else {
+            return refuse("there is no leader to take on the list first".to_owned());
+        };
+        let me = self.parts.me;
+        let mut left: VecDeque<Pnn> = self.linked_others().into();
+        left.push_back(me);
+        left.retain(|pnn| *pnn != leader);
+        left.push_front(leader);
+        // Those that cannot be told, but will go on.
+        for node in &list {
+            if !node.deleted && node.pnn != me.get() && !connected(node.pnn) {
+                let known = !view.new.contains(&node.pnn) && !view.undeleted.contains(&node.pnn);
+                if known {
+                    view.warnings.push(format!(
+                        "WARNING: Node {} is disconnected. You MUST fix this node manually!",
+                        node.pnn
+                    ));
+                }
+            }
+        }
+        Step::Next(Wait::Reload(Box::new(Reload {
+            dry_run,
+            stage: Stage::Applying {
+                list,
+                view,
+                left,
+                current: None,
+            },
+        })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(text: &str) -> Vec<NodeEntry> {
+        parse(text, Path::new("nodes")).unwrap()
+    }
+
+    #[test]
+    fn what_may_change_and_what_may_not() {
+        let old = list("10.0.0.1\n#10.0.0.2\n10.0.0.3\n");
+        let nobody = |_| false;
+        let view = compare(&old, &old, nobody).unwrap();
+        assert!(!view.changed);
+        let view = compare(
+            &old,
+            &list("10.0.0.1\n10.0.0.2\n#10.0.0.3\n10.0.0.4\n"),
+            nobody,
+        )
+        .unwrap();
+        assert_eq!(
+            (view.new, view.deleted, view.undeleted),
+            (vec![3], vec![2], vec![1])
+        );
+        for (new, connected, error) in [
+            (
+                "10.0.0.1\n#\n",
+                false,
+                "Node 2 (10.0.0.3) missing from nodes file",
+            ),
+            (
+                "10.0.0.9\n#\n10.0.0.3\n",
+                false,
+                "Node 0 has changed IP address (was 10.0.0.1, now 10.0.0.9)",
+            ),
+            (
+                "10.0.0.1\n#\n#10.0.0.3\n",
+                true,
+                "ERROR: Node 2 is still connected",
+            ),
+        ] {
+            let errors = compare(&old, &list(new), |_| connected).unwrap_err();
+            assert_eq!(errors, [error]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_may_fail_or_flood() {
+        let run = |command: &'static str| {
+            let source = NodesSource::parse(command).unwrap();
+            fetch(Children::default(), source)
+        };
+        assert_eq!(run("!/bin/echo 10.0.0.7").await.unwrap().len(), 1);
+        for (command, part) in [
+            ("!/bin/false", "exit code 1"),
+            ("!/no/such/program", "not started"),
+            ("!/bin/echo nonsense", "is not an IP address"),
+            ("!/bin/true", "names no node"),
+        ] {
+            let error = run(command).await.unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+        let error = run("!/usr/bin/seq 1 100000").await.unwrap_err();
+        assert!(error.contains("more than a nodes list"), "{error}");
+    }
+}
