@@ -373,7 +373,7 @@ impl Events {
         }
         if let Err(order) = self.queue.push(now, order) {
             let ending = Ending::Refused("too many events wait");
-            self.tell(&order, ending, out);
+            Self::tell(&order, ending, out);
         }
     }
 
@@ -414,7 +414,7 @@ impl Events {
         self.submit(now, order, out);
     }
 
-    fn tell(&mut self, order: &Order, ending: Ending, out: &mut Vec<Effect>) {
+    fn tell(order: &Order, ending: Ending, out: &mut Vec<Effect>) {
         match order.asker {
             Asker::Outside(ask) => out.push(Effect::Answer { ask, ending }),
             Asker::Own if ending == Ending::Done => {}
@@ -432,7 +432,7 @@ impl Events {
         if self.monitor.is(run) {
             self.monitor.ended(now, &ending, &self.limits, out);
             if let Asker::Outside(_) = order.asker {
-                self.tell(&order, ending, out);
+                Self::tell(&order, ending, out);
             }
             return;
         }
@@ -460,7 +460,7 @@ impl Events {
                 _ => {}
             }
         }
-        self.tell(&order, ending, out);
+        Self::tell(&order, ending, out);
     }
 
     fn begin_startup(&mut self, now: BootTime, out: &mut Vec<Effect>) {
@@ -496,10 +496,10 @@ impl Events {
         // A script that hangs does not hold up the end.
         for (run, order) in self.queue.drop_running() {
             out.push(Effect::Cancel(run));
-            self.tell(&order, Ending::Cancelled, out);
+            Self::tell(&order, Ending::Cancelled, out);
         }
         for order in self.queue.drop_waiting() {
-            self.tell(&order, Ending::Cancelled, out);
+            Self::tell(&order, Ending::Cancelled, out);
         }
         self.own(now, Event::plain("shutdown"), out);
     }
@@ -507,7 +507,7 @@ impl Events {
     /// What time brings.
     fn due(&mut self, now: BootTime, out: &mut Vec<Effect>) {
         for order in self.queue.expire(now) {
-            self.tell(&order, Ending::TimedOut, out);
+            Self::tell(&order, Ending::TimedOut, out);
             if order.asker == Asker::Own && order.event.name == "startup" {
                 self.phase = Phase::StartupAt(now + STARTUP_AGAIN);
             }

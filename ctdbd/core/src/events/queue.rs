@@ -113,7 +113,7 @@ impl Queue {
                         && !held.contains(address)
                 }
             };
-            if may && !(recovering && !order.event.during_recovery()) {
+            if may && (!recovering || order.event.during_recovery()) {
                 if let Some((_, order)) = self.waiting.remove(at) {
                     self.begin(now, order, out);
                 }
