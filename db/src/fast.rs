@@ -2,9 +2,11 @@
 //! locks and checks as the general way ([`Tdb::fetch`]), without its counting; whatever is not
 //! usual goes the general way from the beginning.
 
+use crate::error::Result;
 use crate::format::{RECORD_LEN, RECOVERY_MAGIC, field};
 use crate::handle::Tdb;
 use crate::lock::{LockKind, LockName};
+use crate::mutex::MutexArea;
 use crate::open::OpenFlags;
 use crate::recovery::MAGIC_AT;
 use crate::robust;
@@ -14,18 +16,18 @@ impl Tdb {
     /// Appends the data of `key` to `data`; whether it exists. `None`: not the usual case, and `data`
     /// is as it was.
     #[inline]
-    pub(crate) fn fetch_fast(&mut self, key: &[u8], data: &mut Vec<u8>) -> Option<bool> {
+    pub(crate) fn fetch_fast(&mut self, key: &[u8], data: &mut Vec<u8>) -> Result<Option<bool>> {
         if self.locks.holds_any() || self.running.is_some() {
-            return None;
+            return Ok(None);
         }
         let hash = self.hash.hash(key);
         let chain = self.geometry.chain(hash);
         if self.flags.contains(OpenFlags::NOLOCK) {
-            return self.fetch_unlocked(key, hash, chain, data);
+            return Ok(self.fetch_unlocked(key, hash, chain, data));
         }
         if let Some(mutexes) = &self.mutexes {
             if !mutexes.try_quickly(chain + 1) {
-                return None;
+                return Ok(None);
             }
             let before = data.len();
             let state = robust::Mutexes::state(mutexes);
@@ -34,15 +36,15 @@ impl Tdb {
             } else {
                 None
             };
-            let mutexes = self.mutexes.as_ref()?;
-            if !mutexes.unlock_quickly(chain + 1) {
+            let unlocked = |mutexes: &MutexArea| mutexes.unlock_quickly(chain + 1);
+            if !self.mutexes.as_ref().is_some_and(unlocked) {
                 data.truncate(before);
-                return None;
+                return Ok(None);
             }
-            return found;
+            return Ok(found);
         }
         let name = LockName::Chain(chain);
-        self.lock_range(name, LockKind::Shared, self.wait).ok()?;
+        self.lock_range(name, LockKind::Shared, self.wait)?;
         let before = data.len();
         let found = if self.may_need_recovery() {
             None
@@ -51,9 +53,9 @@ impl Tdb {
         };
         if self.unlock_range(name).is_err() {
             data.truncate(before);
-            return None;
+            return Ok(None);
         }
-        found
+        Ok(found)
     }
 
     /// Whether a commit may have crashed (A.11).

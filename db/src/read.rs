@@ -188,7 +188,7 @@ impl Tdb {
     /// The data of `key`. Locks its chain shared.
     pub fn fetch(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let mut data = Vec::new();
-        if let Some(found) = self.fetch_fast(key, &mut data) {
+        if let Some(found) = self.fetch_fast(key, &mut data)? {
             return Ok(found.then_some(data));
         }
         let hash = self.hash.hash(key);
@@ -204,7 +204,7 @@ impl Tdb {
     /// Appends the data of `key` to `data`; whether it exists. As [`Self::fetch`], without a vector of
     /// its own.
     pub fn fetch_into(&mut self, key: &[u8], data: &mut Vec<u8>) -> Result<bool> {
-        if let Some(found) = self.fetch_fast(key, data) {
+        if let Some(found) = self.fetch_fast(key, data)? {
             return Ok(found);
         }
         let hash = self.hash.hash(key);
