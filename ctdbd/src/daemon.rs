@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ctdb_core::authority::LockNews;
 use ctdb_core::coordinator::{self, Coordinator};
 use ctdb_core::local::{Birth, Local};
 use ctdb_ebpf::deadman::Deadman;
@@ -36,7 +37,7 @@ use crate::config::{self, Paths};
 use crate::failover::{self, Executor, FailoverError, Outcome};
 use crate::guard;
 use crate::liveness::{self, Detector, LivenessError};
-use crate::lock::{self, LockClient, LockEvent};
+use crate::lock::{self, LockClient};
 use crate::log::{Location, Log, LogError};
 use crate::process::{self, Children, PidFile, PidFileError};
 use crate::transport::{LinkEvent, Transport, TransportError};
@@ -196,7 +197,7 @@ struct Daemon {
     commands: mpsc::Receiver<Command>,
     watch: Option<link::Watch>,
     api: ApiHandle,
-    lock: Option<mpsc::Receiver<LockEvent>>,
+    lock: Option<mpsc::Receiver<LockNews>>,
     deadman: Arc<Deadman>,
     guard: Option<Child>,
     terminate: Signal,
@@ -209,7 +210,7 @@ impl Daemon {
         let incarnation = draw_incarnation()?;
         tracing::warn!(
             node = %settings.me, release = settings.release, profile = settings.profile,
-            authority = "majority", nodes = settings.nodes.len(), "ctdbd starts"
+            authority = settings.authority_word, nodes = settings.nodes.len(), "ctdbd starts"
         );
         warn_of_virtual_machine();
         let (executor, outcomes, deadline) = Executor::start(failover::Setup {
@@ -262,7 +263,11 @@ impl Daemon {
             coordinator::Config {
                 me: settings.me,
                 voters: settings.voters,
-                quorum: settings.quorum,
+                quorum: if settings.mode.lock_alone() {
+                    1
+                } else {
+                    settings.quorum
+                },
                 deleted: settings.deleted,
                 list_length: settings.nodes.len(),
                 give_up: settings.give_up,
@@ -307,6 +312,7 @@ impl Daemon {
             log_level: settings.log_level,
             cluster_lock: settings.cluster_lock.as_ref().map(|lock| lock.text.clone()),
             lock,
+            lock_decides: settings.mode.lock().is_some(),
             history: History::open(&settings.history),
             builtin: settings.builtin,
             tunables: settings.tunables.clone(),

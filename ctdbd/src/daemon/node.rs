@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctdb_core::authority::Books;
+use ctdb_core::authority::{Books, LockNews};
 use ctdb_core::coordinator::{Coordinator, Effect, Input};
 use ctdb_core::holder::Work;
 use ctdb_core::local::Local;
@@ -26,7 +26,7 @@ use crate::clock::{boot_now, wall_now};
 use crate::config::NodesSource;
 use crate::failover::{Executor, Job, Outcome, Placed};
 use crate::liveness::{self, Detector};
-use crate::lock::{LockClient, LockEvent};
+use crate::lock::LockClient;
 use crate::log::{Log, LogLevel};
 use crate::process::Children;
 use crate::transport::datagram::{SessionKeys, seal_gone};
@@ -62,6 +62,8 @@ pub(super) struct Parts {
     pub(super) log_level: LogLevel,
     pub(super) cluster_lock: Option<String>,
     pub(super) lock: Option<LockClient>,
+    /// Whether the lock gives the right, or is only shown.
+    pub(super) lock_decides: bool,
     pub(super) history: History,
     pub(super) builtin: bool,
     pub(super) tunables: Vec<TunableView>,
@@ -457,15 +459,24 @@ impl Node {
     /// With `authority = majority` the leader holds a configured lock, as with CTDB, and it
     /// decides nothing (`design.md` section 4).
     fn want_lock(&self, now: BootTime) {
-        if let Some(lock) = &self.parts.lock {
-            lock.want(self.parts.coordinator.acting(now).is_some());
-        }
+        let Some(lock) = &self.parts.lock else { return };
+        let coordinator = &self.parts.coordinator;
+        lock.want(if self.parts.lock_decides {
+            coordinator
+                .status()
+                .is_some_and(|status| status.lock_wanted)
+        } else {
+            coordinator.acting(now).is_some()
+        });
     }
 
     /// The cluster lock was taken, proved or lost.
-    pub(super) fn lock_event(&mut self, event: LockEvent) {
+    pub(super) fn lock_event(&mut self, event: LockNews) {
+        if self.parts.lock_decides {
+            self.tell_detector(liveness::Command::Lock(event));
+        }
         let text = match event {
-            LockEvent::Held {
+            LockNews::Held {
                 asked_at,
                 granted_at,
                 ..
@@ -474,8 +485,8 @@ impl Node {
                 self.note_lock("cluster lock taken", &[("helper", took)]);
                 return;
             }
-            LockEvent::Proved { .. } => return,
-            LockEvent::Lost { .. } => "cluster lock lost or let go",
+            LockNews::Proved { .. } => return,
+            LockNews::Lost { .. } => "cluster lock lost or let go",
         };
         self.note_lock(text, &[]);
     }

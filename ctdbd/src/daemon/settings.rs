@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ctdb_core::allocation::Policy;
-use ctdb_core::authority::{self, Timing};
+use ctdb_core::authority::{self, LockTimes, Mode, Timing};
 use ctdb_core::local::PublicAddress;
 use ctdb_netfw::link::Dump;
 use ctdb_wire::api::{ConfigOption, ConfigView, TunableView};
@@ -35,12 +35,6 @@ pub(super) type Reload = Arc<dyn Fn() -> Result<Vec<PublicAddress>, String> + Se
 /// Why the daemon cannot serve with this configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The lock follows in a later release.
-    #[error(
-        "[cluster] authority = {0} is not served by this release yet; use `authority = majority` \
-         with three or more nodes (a voter-only node counts)"
-    )]
-    Authority(&'static str),
     /// Own number.
     #[error(transparent)]
     OwnNode(#[from] OwnNodeError),
@@ -56,6 +50,8 @@ pub(super) struct Settings {
     pub(super) release: String,
     pub(super) profile: &'static str,
     pub(super) timing: Timing,
+    pub(super) mode: Mode,
+    pub(super) authority_word: &'static str,
     pub(super) quorum: usize,
     pub(super) voters: NodeSet,
     pub(super) deleted: NodeSet,
@@ -113,9 +109,6 @@ fn public(addresses: &[config::PublicAddress]) -> Vec<PublicAddress> {
 impl Settings {
     /// Takes a checked configuration and what is on the host's interfaces.
     pub(super) fn new(config: &Config, dump: &Dump) -> Result<Self, SettingsError> {
-        if config.cluster.authority != Authority::Majority {
-            return Err(SettingsError::Authority(config.cluster.authority.name()));
-        }
         let local: Vec<IpAddr> = dump.addresses.iter().map(|(_, net)| net.addr()).collect();
         let me = config::own_node(config, &local)?;
         let security = match config.security.transport {
@@ -131,6 +124,8 @@ impl Settings {
             release: release(),
             profile: config.lease.profile.name(),
             timing,
+            mode: mode(config),
+            authority_word: config.cluster.authority.name(),
             quorum: config.quorum(),
             voters: config.nodes.set(),
             deleted: config
@@ -191,6 +186,7 @@ impl Settings {
     /// The detector's configuration for this life.
     pub(super) fn authority(&self, incarnation: Incarnation) -> authority::Config {
         authority::Config {
+            mode: self.mode,
             quorum: self.quorum,
             ..authority::Config::majority(self.me, incarnation, self.voters, self.timing)
         }
@@ -214,6 +210,18 @@ impl Settings {
         transport.port = self.port;
         transport.cluster_name.clone_from(&self.cluster_name);
         transport
+    }
+}
+
+fn mode(config: &Config) -> Mode {
+    let times = LockTimes {
+        validity: config.cluster.lock_validity,
+        settle: config.cluster.lock_settle,
+    };
+    match config.cluster.authority {
+        Authority::Majority => Mode::Majority,
+        Authority::Lock => Mode::Lock(times),
+        Authority::Both => Mode::Both(times),
     }
 }
 
