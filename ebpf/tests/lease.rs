@@ -599,7 +599,7 @@ fn daemon_process() {
     let cell = lease.deadline_cell().unwrap();
     let _renewing = (text("CTDBT_HOLD") == "true").then(|| cell.hold().unwrap());
     // Touched, so that its end is as much work for the kernel as that of a large daemon.
-    let resident = vec![1_u8; number("CTDBT_RESIDENT") as usize << 20];
+    let resident = vec![1_u8; (number("CTDBT_RESIDENT") as usize) << 20];
     assert!(resident.iter().step_by(4096).all(|byte| *byte == 1));
     let mut link = TcpStream::connect(text("CTDBT_CONNECT")).unwrap();
     link.write_all(b"hello").unwrap();

@@ -203,6 +203,7 @@ fn two_nodes_with_a_lock() {
     let other = 1 - holder;
     let took = wait_served_by(&lab, &[other]);
     println!("lock, two nodes, power loss of the holder: {took:?}");
+    lab.node(holder).restore_power().unwrap();
     assert_eq!(observer.finish().unwrap().conflicts(), []);
     lab.end().unwrap();
 }
