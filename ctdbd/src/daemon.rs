@@ -33,6 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::api::{self, ApiConfig, ApiHandle, ApiStartError, Command};
+use crate::clients::{self, Ask, Clients};
 use crate::config::{self, Paths};
 use crate::failover::{self, Executor, FailoverError, Outcome};
 use crate::guard;
@@ -86,6 +87,9 @@ pub enum DaemonError {
     /// API sockets.
     #[error(transparent)]
     Api(#[from] ApiStartError),
+    /// Client socket.
+    #[error(transparent)]
+    Clients(#[from] clients::StartError),
     /// Addresses, lease, firewall.
     #[error(transparent)]
     Failover(#[from] FailoverError),
@@ -113,7 +117,7 @@ impl DaemonError {
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::PidFile(_) => process::EXIT_PID_FILE,
-            Self::Api(_) => process::EXIT_SOCKET,
+            Self::Api(_) | Self::Clients(_) => process::EXIT_SOCKET,
             _ => 1,
         })
     }
@@ -195,6 +199,7 @@ struct Daemon {
     links: mpsc::Receiver<LinkEvent>,
     outcomes: mpsc::Receiver<Outcome>,
     commands: mpsc::Receiver<Command>,
+    asks: mpsc::Receiver<Ask>,
     watch: Option<link::Watch>,
     api: ApiHandle,
     lock: Option<mpsc::Receiver<LockNews>>,
@@ -243,8 +248,13 @@ impl Daemon {
         let lock = settings.cluster_lock.is_some();
         let guard = guard::spawn(&deadman, pins, settings.timing.settle(), lock)
             .map_err(system("cannot start the guard"))?;
-        let (transport, links) = Transport::start(settings.transport(incarnation))?;
         let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let (ask, asks) = mpsc::channel(clients::ASKS);
+        let clients = Clients::new(settings.clients(snapshots.clone(), ask));
+        let mut transport = settings.transport(incarnation);
+        transport.relays = clients.relays();
+        let (transport, links) = Transport::start(transport)?;
+        clients.connect(transport.clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let local = Local::new(Birth {
             capabilities: settings.capabilities,
@@ -304,6 +314,7 @@ impl Daemon {
             coordinator,
             detector,
             transport,
+            clients: clients.clone(),
             executor,
             children,
             deadman: Some(Arc::clone(&deadman)),
@@ -316,6 +327,7 @@ impl Daemon {
             history: History::open(&settings.history),
             builtin: settings.builtin,
             tunables: settings.tunables.clone(),
+            values: settings.values.clone(),
             config: Arc::clone(&settings.config),
             reload: settings.reload.clone(),
             nodes_source: settings.nodes_source.clone(),
@@ -331,6 +343,7 @@ impl Daemon {
             &snapshots,
             &sender,
         )?;
+        clients.listen(&settings.socket)?;
         let watch = match settings.builtin.then(link::Watch::open).transpose() {
             Ok(watch) => watch,
             Err(error) => return Err(FailoverError::from(error).into()),
@@ -340,6 +353,7 @@ impl Daemon {
             links,
             outcomes,
             commands,
+            asks,
             watch,
             api,
             lock: lock_events,
@@ -406,6 +420,7 @@ impl Daemon {
                 notify(&[sd_notify::NotifyState::Watchdog]);
             }
             Some(command) = self.commands.recv() => self.node.command(command),
+            Some(ask) = self.asks.recv() => self.node.ask(ask),
             result = links => match result {
                 Ok(()) => self.node.parts.executor.submit(failover::Job::Rescan),
                 Err(error) => {

@@ -12,7 +12,7 @@ use ctdb_core::local::Local;
 use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
 use ctdb_wire::api::{ConfigView, Snapshot, TunableView};
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
-use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState};
+use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState, Term};
 use ctdb_wire::peer::PeerFrame;
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -22,8 +22,9 @@ use super::generation::Generation;
 use super::history::History;
 use super::paths;
 use super::snapshot::{self, View};
+use crate::clients::Clients;
 use crate::clock::{boot_now, wall_now};
-use crate::config::NodesSource;
+use crate::config::{NodesSource, Tunables};
 use crate::failover::{Executor, Job, Outcome, Placed};
 use crate::liveness::{self, Detector};
 use crate::lock::LockClient;
@@ -54,6 +55,7 @@ pub(super) struct Parts {
     pub(super) coordinator: Coordinator,
     pub(super) detector: Detector,
     pub(super) transport: TransportHandle,
+    pub(super) clients: Clients,
     pub(super) executor: Executor,
     pub(super) children: Children,
     pub(super) deadman: Option<Arc<Deadman>>,
@@ -67,6 +69,8 @@ pub(super) struct Parts {
     pub(super) history: History,
     pub(super) builtin: bool,
     pub(super) tunables: Vec<TunableView>,
+    /// The same, and the obsolete ones.
+    pub(super) values: Tunables,
     pub(super) config: Arc<ConfigView>,
     pub(super) reload: super::settings::Reload,
     pub(super) nodes_source: NodesSource,
@@ -88,6 +92,10 @@ pub(super) struct Node {
     unsaid: VecDeque<liveness::Command>,
     dirty: bool,
     published_at: BootTime,
+    /// Clients are to be told of a new generation, when they can see it.
+    reconfigured: bool,
+    /// The distribution of addresses that clients were told of.
+    told_placement: Option<(Term, u64)>,
     /// Whether the right has been there, for the log.
     warned_alone: bool,
     /// What last changed in the cluster: takeovers and releases that follow are put down to it.
@@ -107,6 +115,8 @@ impl Node {
             unsaid: VecDeque::new(),
             dirty: true,
             published_at: BootTime::ZERO,
+            reconfigured: false,
+            told_placement: None,
             warned_alone: false,
             cause: None,
             parts,
@@ -151,6 +161,7 @@ impl Node {
             self.local_changed = true;
         }
         self.parts.executor.flush();
+        self.parts.clients.tick(now);
         self.flush_unsaid();
         self.inputs.push_back(Input::Tick);
     }
@@ -289,6 +300,7 @@ impl Node {
                     match result {
                         Ok(()) => {
                             taken.push(*address);
+                            self.parts.clients.taken(*address);
                             let interface = self.parts.local.interface_of(*address).unwrap_or("?");
                             tracing::warn!("Takeover of IP {address} on interface {interface}");
                         }
@@ -315,6 +327,7 @@ impl Node {
                 for address in &addresses {
                     let interface = self.parts.local.interface_of(*address).unwrap_or("?");
                     tracing::warn!("Release of IP {address} on interface {interface}");
+                    self.parts.clients.released(*address);
                     self.parts.local.unplace(*address);
                 }
                 let text = self.with_cause(format!("released {} addresses", addresses.len()));
@@ -540,7 +553,10 @@ impl Node {
         } else {
             Vec::new()
         };
-        self.dirty |= self.generation.follow(term, members, wall_now());
+        if self.generation.follow(term, members, wall_now()) {
+            self.dirty = true;
+            self.reconfigured = true;
+        }
         if serving.is_none()
             && !self.warned_alone
             && self.parts.local.run_state() < RunState::Running
@@ -568,6 +584,23 @@ impl Node {
         self.published_at = now;
         let snapshot = self.snapshot();
         self.parts.snapshot.send_replace(Arc::new(snapshot));
+        self.tell_clients();
+    }
+
+    /// What clients are told of changes, once they can see them.
+    fn tell_clients(&mut self) {
+        if std::mem::take(&mut self.reconfigured) && self.generation.current().is_some() {
+            self.parts.clients.reconfigured();
+        }
+        let placement = self
+            .parts
+            .coordinator
+            .placement()
+            .map(|placement| (placement.term, placement.version));
+        if placement.is_some() && placement != self.told_placement {
+            self.told_placement = placement;
+            self.parts.clients.reallocated();
+        }
     }
 
     /// The state as it is now.
@@ -583,6 +616,7 @@ impl Node {
             log_level: self.parts.log_level.name(),
             builtin: self.parts.builtin,
             started_at: self.started_at,
+            clients: self.parts.clients.count(),
             tunables: &self.parts.tunables,
             config: &self.parts.config,
         })

@@ -10,15 +10,18 @@ use ctdb_core::allocation::Policy;
 use ctdb_core::authority::{self, LockTimes, Mode, Timing};
 use ctdb_core::local::PublicAddress;
 use ctdb_netfw::link::Dump;
-use ctdb_wire::api::{ConfigOption, ConfigView, TunableView};
-use ctdb_wire::ids::{Incarnation, NodeSet, Pnn};
+use ctdb_wire::api::{ConfigOption, ConfigView, Snapshot, TunableView};
+use ctdb_wire::client::types::NodeMapEntry;
+use ctdb_wire::ids::{Incarnation, NodeFlags, NodeSet, Pnn};
 use ctdb_wire::peer::Capabilities;
 use ipnet::IpNet;
+use tokio::sync::{mpsc, watch};
 
 use super::paths;
+use crate::clients::{self, Ask, NodesFile};
 use crate::config::{
     self, AddressMode, Authority, Config, DetectorPriority, LeasePaths, Origin, OwnNodeError,
-    Severity, Tunable,
+    Severity, Tunable, Tunables,
 };
 use crate::liveness::{MAX_PATHS, Scheduling};
 use crate::log::{Location, LogLevel};
@@ -85,6 +88,11 @@ pub(super) struct Settings {
     pub(super) log_level: LogLevel,
     pub(super) history: PathBuf,
     pub(super) pid_file: PathBuf,
+    /// Where Samba and CTDB's tool connect.
+    pub(super) socket: PathBuf,
+    /// Values of all tunables.
+    pub(super) values: Tunables,
+    pub(super) nodes_file: NodesFile,
     pub(super) api_socket: PathBuf,
     pub(super) api_read_socket: PathBuf,
     pub(super) api_group: Option<String>,
@@ -172,6 +180,9 @@ impl Settings {
             log_level: config.logging.level,
             history: config.database.state.join("history.jsonl"),
             pid_file: paths.pid_file.clone(),
+            socket: paths.socket.clone(),
+            values: config.tunables.clone(),
+            nodes_file: nodes_file(config),
             api_socket: paths.api_socket.clone(),
             api_read_socket: paths.api_read_socket.clone(),
             api_group: config.api.group.clone(),
@@ -189,6 +200,23 @@ impl Settings {
             mode: self.mode,
             quorum: self.quorum,
             ..authority::Config::majority(self.me, incarnation, self.voters, self.timing)
+        }
+    }
+
+    /// The client room's configuration.
+    pub(super) fn clients(
+        &self,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        asks: mpsc::Sender<Ask>,
+    ) -> clients::Setup {
+        clients::Setup {
+            me: self.me,
+            socket: self.socket.clone(),
+            port: self.port,
+            tunables: self.values.clone(),
+            nodes_file: self.nodes_file.clone(),
+            snapshots,
+            asks,
         }
     }
 
@@ -316,5 +344,27 @@ fn reload(config: Arc<Config>) -> Reload {
             Some(list) if mistakes.is_empty() => Ok(public(&list)),
             _ => Err(mistakes.join("; ")),
         }
+    })
+}
+
+/// GET_NODES_FILE: the list as its file says now, whatever the daemon runs with.
+fn nodes_file(config: &Config) -> NodesFile {
+    let (paths, port) = (config.paths.clone(), config.cluster.port);
+    Arc::new(move || {
+        let (nodes, report) = config::load_nodes(&paths);
+        for line in report.lines() {
+            tracing::warn!("{line}");
+        }
+        let entries = nodes?.entries;
+        let list = entries.iter().map(|node| NodeMapEntry {
+            pnn: node.pnn.get(),
+            flags: if node.deleted {
+                NodeFlags::DELETED.bits()
+            } else {
+                0
+            },
+            address: (node.address, port).into(),
+        });
+        Some(list.collect())
     })
 }

@@ -3,6 +3,7 @@
 //! * [`ids`]: node numbers, incarnations, terms, epochs, node flags: the newtypes of the house.
 //! * [`heartbeat`]: the datagrams of the liveness path, fixed layout, no allocation.
 //! * [`peer`]: the frames of the encrypted stream between two nodes.
+//! * [`relay`]: frames of that stream that carry what clients say.
 //! * [`client`]: the protocol of the client socket, that of CTDB.
 //! * [`connections`]: the part of them that is about connections to public addresses.
 //! * [`api`]: the JSON shapes of the HTTP API, shared by daemon and command line.
@@ -14,3 +15,4 @@ pub mod connections;
 pub mod heartbeat;
 pub mod ids;
 pub mod peer;
+pub mod relay;

@@ -1,0 +1,932 @@
+//! What all connections share: packets come in, answers, deliveries and frames for other nodes
+//! come out.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ctdb_wire::api::Snapshot;
+use ctdb_wire::client::control::{Opcode, Request};
+use ctdb_wire::client::packet::{
+    Body, Control, ControlFlags, Header, INVALID_GENERATION, Message, Packet, Padding,
+    ReplyControl, Tunnel, TunnelFlags,
+};
+use ctdb_wire::client::srvid;
+use ctdb_wire::client::types::{Connection, NodeMapEntry, Statistics};
+use ctdb_wire::ids::{BootTime, MAX_NODES, NodeFlags, NodeSet, Pnn};
+use ctdb_wire::relay::{self, Assembler, Relay};
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+
+use super::AskKind;
+use super::tickles::Tickles;
+use crate::config::{Tunable, Tunables};
+use crate::messaging::processes::Processes;
+use crate::messaging::registry::{ClientId, Registry};
+use crate::messaging::routing::{Nodes, Route};
+
+/// Bytes that one client may leave unread.
+pub const MAX_UNREAD: usize = 256 << 20;
+/// Bytes that all clients together may leave unread.
+pub const MAX_UNREAD_ALL: usize = 1 << 30;
+/// Controls that may wait for other nodes; at the bound they fail.
+pub const MAX_FORWARDED: usize = 65_536;
+/// Intervals of `ctdb stats`.
+pub const HISTORY: usize = 100;
+
+/// Texts of errors that CTDB's daemon gives (3.6).
+const DISCONNECTED: &str = "ctdb_control to disconnected node";
+const NODE_LOST: &str = "node is disconnected";
+const TIMED_OUT: &str = "ctdb_control timed out";
+
+/// Who gets the answer to a control.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A client of this node, under its request number.
+    Client(ClientId, u32),
+    /// A client of this node that wants no answer.
+    Silent(ClientId),
+    /// Another node, under its number; 0 wants no answer.
+    Peer(Pnn, u32),
+}
+
+impl Origin {
+    /// The local client, which some controls need.
+    pub(super) fn client(self) -> Option<ClientId> {
+        match self {
+            Self::Client(client, _) | Self::Silent(client) => Some(client),
+            Self::Peer(..) => None,
+        }
+    }
+}
+
+/// What came of a control.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// This status, with what stands in the hub's payload.
+    Status(i32),
+    /// Status -1 without a word.
+    Failed,
+    /// The answer comes later.
+    Later,
+}
+
+/// What to do with the main loop's answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Then {
+    /// Answer a control: status 0 or -1.
+    Control(Origin),
+    /// Answer GET_BAN_STATE.
+    Ban(Origin),
+    /// Send the own number, or -1, as a message; to nobody if its address is 0.
+    Message {
+        /// To that node.
+        pnn: u32,
+        /// There.
+        srvid: u64,
+    },
+}
+
+/// What is to be done outside.
+#[derive(Debug)]
+pub enum Effect {
+    /// A frame for other nodes.
+    Frame(NodeSet, Vec<u8>),
+    /// A question for the main loop.
+    Ask(AskKind, Then),
+    /// GET_NODES_FILE.
+    NodesFile(Origin),
+}
+
+/// One connection.
+pub(super) struct Client {
+    pub(super) pid: i32,
+    out: Vec<u8>,
+    packets: u32,
+    /// There is something to write, or it is to be closed.
+    wake: Arc<Notify>,
+    closing: bool,
+    pub(super) notify: HashMap<u64, Vec<u8>>,
+    pub(super) connections: Vec<Connection>,
+    pub(super) persistent_updates: u32,
+}
+
+/// A control that waits for another node.
+struct Forwarded {
+    to: Pnn,
+    origin: Origin,
+    until: BootTime,
+}
+
+/// See the module.
+pub struct Hub {
+    pub(super) me: Pnn,
+    pub(super) port: u16,
+    pub(super) tunables: Tunables,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) snapshot: Arc<Snapshot>,
+    nodes: Nodes,
+    linked: NodeSet,
+    clients: HashMap<ClientId, Client>,
+    last_client: u32,
+    pub(super) registry: Registry,
+    processes: Processes,
+    pub(super) tickles: Tickles,
+    forwarded: HashMap<u32, Forwarded>,
+    last_forwarded: u32,
+    assemblers: [Assembler; MAX_NODES],
+    unread: usize,
+    pub(super) statistics: Statistics,
+    pub(super) history: VecDeque<Statistics>,
+    effects: Vec<Effect>,
+    /// Payload of the answer that is being made.
+    pub(super) payload: Vec<u8>,
+    now: BootTime,
+    second: BootTime,
+}
+
+impl Hub {
+    /// A hub without clients and links.
+    pub fn new(
+        me: Pnn,
+        port: u16,
+        tunables: Tunables,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        wall_now: f64,
+    ) -> Self {
+        let snapshot = Arc::clone(&snapshots.borrow());
+        let own: NodeSet = [me].into_iter().collect();
+        let mut hub = Self {
+            me,
+            port,
+            tunables,
+            snapshots,
+            snapshot,
+            nodes: Nodes {
+                me,
+                listed: own,
+                connected: own,
+                active: own,
+            },
+            linked: own,
+            clients: HashMap::new(),
+            last_client: 0,
+            registry: Registry::default(),
+            processes: Processes::default(),
+            tickles: Tickles::default(),
+            forwarded: HashMap::new(),
+            last_forwarded: 0,
+            assemblers: std::array::from_fn(|_| Assembler::default()),
+            unread: 0,
+            statistics: Statistics::default(),
+            history: VecDeque::new(),
+            effects: Vec::new(),
+            payload: Vec::new(),
+            now: BootTime::ZERO,
+            second: BootTime::ZERO,
+        };
+        hub.statistics.start_time = wall_now.into();
+        hub.statistics.current_time = wall_now.into();
+        hub.look_at_nodes();
+        hub
+    }
+
+    /// What is to be done outside, since the last time.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(super) fn ask(&mut self, kind: AskKind, origin: Origin) -> Verdict {
+        self.effects.push(Effect::Ask(kind, Then::Control(origin)));
+        Verdict::Later
+    }
+
+    // ---- State of the node
+
+    /// The newest state; nothing is copied unless it has changed.
+    fn refresh(&mut self) {
+        if self.snapshots.has_changed().unwrap_or(false) {
+            self.snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+            self.look_at_nodes();
+        }
+    }
+
+    fn look_at_nodes(&mut self) {
+        let mut nodes = Nodes {
+            me: self.me,
+            listed: NodeSet::EMPTY,
+            connected: NodeSet::EMPTY,
+            active: NodeSet::EMPTY,
+        };
+        for node in &self.snapshot.nodes {
+            let Ok(pnn) = Pnn::new(node.pnn) else {
+                continue;
+            };
+            if node.flags.contains(NodeFlags::DELETED) {
+                continue;
+            }
+            nodes.listed.insert(pnn);
+            if self.linked.contains(pnn) {
+                nodes.connected.insert(pnn);
+                if !node.flags.intersects(NodeFlags::INACTIVE) {
+                    nodes.active.insert(pnn);
+                }
+            }
+        }
+        // Before the first snapshot.
+        nodes.listed.insert(self.me);
+        nodes.connected.insert(self.me);
+        if self.snapshot.nodes.is_empty() {
+            nodes.active.insert(self.me);
+        }
+        self.nodes = nodes;
+    }
+
+    /// No node is active, and this one is to say so: the lowest that can be reached.
+    pub(super) fn nobody_is_active(&self) -> bool {
+        self.nodes.active.is_empty() && self.nodes.connected.iter().next() == Some(self.me)
+    }
+
+    pub(super) fn is_inactive(&self) -> bool {
+        !self.nodes.active.contains(self.me)
+    }
+
+    /// Of the location masters' map; INVALID before the first recovery and on an inactive node.
+    pub(super) fn generation(&self) -> u32 {
+        if self.is_inactive() {
+            INVALID_GENERATION
+        } else {
+            self.snapshot.generation.unwrap_or(INVALID_GENERATION)
+        }
+    }
+
+    // ---- Connections
+
+    /// How many clients there are.
+    pub fn count(&self) -> u32 {
+        self.clients.len() as u32
+    }
+
+    /// A process has connected. The handle says when there is something to write.
+    pub fn connected(&mut self, pid: i32) -> (ClientId, Arc<Notify>) {
+        loop {
+            self.last_client = self.last_client.wrapping_add(1).max(1);
+            if !self.clients.contains_key(&ClientId(self.last_client)) {
+                break;
+            }
+        }
+        let id = ClientId(self.last_client);
+        let wake = Arc::new(Notify::new());
+        self.clients.insert(
+            id,
+            Client {
+                pid,
+                out: Vec::new(),
+                packets: 0,
+                wake: Arc::clone(&wake),
+                closing: false,
+                notify: HashMap::new(),
+                connections: Vec::new(),
+                persistent_updates: 0,
+            },
+        );
+        self.registry.connected(id, pid);
+        self.statistics.clients = self.count();
+        (id, wake)
+    }
+
+    pub(super) fn client(&mut self, id: ClientId) -> Option<&mut Client> {
+        self.clients.get_mut(&id)
+    }
+
+    /// The connection is over (1.5).
+    pub fn gone(&mut self, id: ClientId) {
+        self.refresh();
+        let Some(client) = self.clients.remove(&id) else {
+            return;
+        };
+        self.unread -= client.out.len();
+        self.statistics.clients = self.count();
+        for connection in &client.connections {
+            // The next host of an address needs what this one had (5.11).
+            if self.is_held(connection.server.ip()) {
+                self.connection_over(*connection);
+            }
+        }
+        self.registry.gone(id);
+        self.forwarded
+            .retain(|_, forwarded| forwarded.origin.client() != Some(id));
+        if client.persistent_updates > 0 {
+            tracing::warn!(
+                pid = client.pid,
+                "a client ended during a persistent update of the obsolete kind"
+            );
+        }
+        for (srvid, data) in client.notify {
+            self.message(self.nodes.connected, srvid, &data);
+        }
+    }
+
+    /// Takes what waits to be written; `None` if the connection is to be closed. What cannot be
+    /// written comes back with [`Hub::unwritten`].
+    pub fn take_output(&mut self, id: ClientId) -> Option<Vec<u8>> {
+        let client = self.clients.get_mut(&id)?;
+        if client.closing {
+            return None;
+        }
+        self.unread -= client.out.len();
+        client.packets = 0;
+        Some(std::mem::take(&mut client.out))
+    }
+
+    /// Bytes that the socket did not take: they go first.
+    pub fn unwritten(&mut self, id: ClientId, rest: Vec<u8>) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let mut out = rest;
+        self.unread += out.len();
+        out.append(&mut client.out);
+        client.out = out;
+        client.packets = client.packets.max(1);
+    }
+
+    pub(super) fn close(&mut self, id: ClientId, why: &str) {
+        if let Some(client) = self.clients.get_mut(&id)
+            && !client.closing
+        {
+            tracing::warn!(pid = client.pid, "client is disconnected: {why}");
+            client.closing = true;
+            client.wake.notify_one();
+        }
+    }
+
+    /// Queues a packet for a client.
+    fn send(&mut self, id: ClientId, reqid: u32, body: Body<'_>) {
+        self.send_from(id, self.me.get(), reqid, body);
+    }
+
+    fn send_from(&mut self, id: ClientId, srcnode: u32, reqid: u32, body: Body<'_>) {
+        let generation = self.generation();
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        if client.closing {
+            return;
+        }
+        let before = client.out.len();
+        let packet = Packet {
+            header: Header {
+                generation,
+                destnode: 0,
+                srcnode,
+                reqid,
+            },
+            body,
+        };
+        packet.encode(Padding::Eight, &mut client.out);
+        self.unread += client.out.len() - before;
+        client.packets += 1;
+        self.statistics.client_packets_sent = self.statistics.client_packets_sent.wrapping_add(1);
+        let many = matches!(body, Body::Message(_))
+            && client.packets > self.tunables.get(Tunable::MaxQueueDropMsg);
+        let full = many || client.out.len() > MAX_UNREAD || self.unread > MAX_UNREAD_ALL;
+        if before == 0 {
+            client.wake.notify_one();
+        }
+        if full {
+            self.close(id, "it does not read what it is sent");
+        }
+    }
+
+    // ---- Packets from clients
+
+    /// A whole packet of a client. What is no packet of this protocol is ignored (1.3).
+    pub fn packet(&mut self, id: ClientId, bytes: &[u8]) {
+        self.refresh();
+        let statistics = &mut self.statistics;
+        statistics.client_packets_recv = statistics.client_packets_recv.wrapping_add(1);
+        let packet = match Packet::decode(bytes) {
+            Ok(packet) => packet,
+            Err(error) => {
+                tracing::debug!(%error, "a client's packet is ignored");
+                return;
+            }
+        };
+        let Packet { header, body } = packet;
+        let count = &mut statistics.client;
+        match body {
+            Body::Control(control) => {
+                count.req_control = count.req_control.wrapping_add(1);
+                self.control(id, header, &control);
+            }
+            Body::Message(message) => {
+                count.req_message = count.req_message.wrapping_add(1);
+                let to = match self.nodes.route(header.destnode) {
+                    Route::Here => [self.me].into_iter().collect(),
+                    Route::Node(pnn) => [pnn].into_iter().collect(),
+                    Route::Nodes(nodes) => nodes,
+                    Route::Nowhere => return,
+                };
+                self.message(to, message.srvid, message.data);
+            }
+            Body::Tunnel(tunnel) => {
+                count.req_tunnel = count.req_tunnel.wrapping_add(1);
+                self.tunnel(header, &tunnel);
+            }
+            Body::Call(_) => count.req_call = count.req_call.wrapping_add(1),
+            _ => {}
+        }
+    }
+
+    /// Sends a message to nodes, this one perhaps among them.
+    pub(super) fn message(&mut self, to: NodeSet, srvid: u64, data: &[u8]) {
+        let mut others = to;
+        let here = others.remove(self.me);
+        if !others.is_empty() {
+            let frame = Relay::Message { srvid, data }.to_vec();
+            self.frame_to(others, frame);
+        }
+        if here {
+            self.deliver(srvid, data);
+        }
+    }
+
+    /// Sends a message to one node.
+    pub(super) fn message_to(&mut self, node: u32, srvid: u64, data: &[u8]) {
+        match self.nodes.route(node) {
+            Route::Here => self.deliver(srvid, data),
+            Route::Node(pnn) => self.message([pnn].into_iter().collect(), srvid, data),
+            Route::Nodes(_) | Route::Nowhere => {}
+        }
+    }
+
+    fn frame_to(&mut self, to: NodeSet, frame: Vec<u8>) {
+        let sent = &mut self.statistics.node_packets_sent;
+        *sent = sent.wrapping_add(to.len() as u32);
+        self.effects.push(Effect::Frame(to, frame));
+    }
+
+    /// Delivers a message to those that have registered its address here (6.2).
+    pub fn deliver(&mut self, srvid: u64, data: &[u8]) {
+        self.steward(srvid, data);
+        for address in [srvid, srvid::ALL] {
+            // One by one: each may be the last that fits.
+            for at in 0..self.registry.handlers(address).len() {
+                let client = self.registry.handlers(address)[at];
+                self.send(client, 0, Body::Message(Message { srvid, data }));
+            }
+            if srvid == srvid::ALL {
+                return;
+            }
+        }
+    }
+
+    fn tunnel(&mut self, header: Header, tunnel: &Tunnel<'_>) {
+        // Only real nodes, and only who has registered the tunnel on its own node (7).
+        let Ok(to) = Pnn::new(header.destnode) else {
+            return;
+        };
+        if self.registry.tunnel(tunnel.id).is_none() {
+            return;
+        }
+        if to == self.me {
+            self.tunnelled(
+                self.me,
+                tunnel.id,
+                tunnel.flags.bits(),
+                header.reqid,
+                tunnel.data,
+            );
+        } else if self.nodes.connected.contains(to) {
+            let frame = Relay::Tunnel {
+                id: tunnel.id,
+                flags: tunnel.flags.bits(),
+                reqid: header.reqid,
+                data: tunnel.data,
+            }
+            .to_vec();
+            self.frame_to([to].into_iter().collect(), frame);
+        }
+    }
+
+    /// Delivers a tunnel packet with its request number and its sender: CTDB loses both, so that
+    /// request and reply do not find each other.
+    fn tunnelled(&mut self, from: Pnn, id: u64, flags: u32, reqid: u32, data: &[u8]) {
+        if let Some(client) = self.registry.tunnel(id) {
+            let flags = TunnelFlags::from_bits_retain(flags);
+            let body = Body::Tunnel(Tunnel { id, flags, data });
+            self.send_from(client, from.get(), reqid, body);
+        }
+    }
+
+    // ---- Controls
+
+    fn control(&mut self, id: ClientId, header: Header, control: &Control<'_>) {
+        let silent = control.flags.contains(ControlFlags::NO_REPLY);
+        let origin = if silent {
+            Origin::Silent(id)
+        } else {
+            Origin::Client(id, header.reqid)
+        };
+        match self.nodes.route(header.destnode) {
+            Route::Here => self.local(origin, control),
+            Route::Node(pnn) => {
+                if !self.known_elsewhere(pnn, origin, control) {
+                    self.forward(pnn, origin, control);
+                }
+            }
+            Route::Nodes(_) if !silent => {
+                tracing::warn!(
+                    opcode = control.opcode,
+                    "a client's broadcast control that wants a reply is not answered"
+                );
+            }
+            Route::Nodes(mut nodes) => {
+                let here = nodes.remove(self.me);
+                if !nodes.is_empty() {
+                    self.frame_to(nodes, relayed(0, control));
+                }
+                if here {
+                    self.local(origin, control);
+                }
+            }
+            Route::Nowhere => self.fail(origin, DISCONNECTED),
+        }
+    }
+
+    /// Sends a control to nodes without wanting an answer, this one perhaps among them.
+    pub(super) fn tell(&mut self, to: NodeSet, request: &Request<'_>) {
+        let payload = ctdb_wire::client::codec::encode_to_vec(request);
+        let control = Control {
+            opcode: request.opcode() as u32,
+            srvid: 0,
+            client_id: 0,
+            flags: ControlFlags::NO_REPLY,
+            data: &payload,
+        };
+        let mut others = to;
+        let here = others.remove(self.me);
+        if !others.is_empty() {
+            self.frame_to(others, relayed(0, &control));
+        }
+        if here {
+            self.local(Origin::Peer(self.me, 0), &control);
+        }
+    }
+
+    /// Other nodes whose link is up, and this one.
+    pub(super) fn connected_nodes(&self) -> NodeSet {
+        self.nodes.connected
+    }
+
+    /// Answers from the tables of other nodes' processes; what does not stand there is asked for.
+    fn known_elsewhere(&mut self, node: Pnn, origin: Origin, control: &Control<'_>) -> bool {
+        // An inactive node answers for itself (5.9).
+        if !self.nodes.active.contains(node) {
+            return false;
+        }
+        let Some(opcode @ (Opcode::CheckPidSrvid | Opcode::ProcessExists)) =
+            Opcode::of(control.opcode)
+        else {
+            return false;
+        };
+        let there = match Request::decode(opcode, control.data) {
+            Ok(Request::CheckPidSrvid(asked)) => self.processes.has(node, asked.pid, asked.srvid),
+            Ok(Request::ProcessExists(pid)) => self.processes.has_process(node, pid),
+            _ => false,
+        };
+        if there {
+            self.payload.clear();
+            self.finish(origin, Verdict::Status(0));
+        }
+        there
+    }
+
+    fn forward(&mut self, to: Pnn, origin: Origin, control: &Control<'_>) {
+        let mut number = 0;
+        if !matches!(origin, Origin::Silent(_)) {
+            if self.forwarded.len() >= MAX_FORWARDED {
+                self.fail(origin, TIMED_OUT);
+                return;
+            }
+            loop {
+                self.last_forwarded = self.last_forwarded.wrapping_add(1).max(1);
+                if !self.forwarded.contains_key(&self.last_forwarded) {
+                    break;
+                }
+            }
+            number = self.last_forwarded;
+            let until = self.now + self.tunables.seconds(Tunable::ControlTimeout);
+            self.forwarded
+                .insert(number, Forwarded { to, origin, until });
+        }
+        self.frame_to([to].into_iter().collect(), relayed(number, control));
+    }
+
+    /// Carries out a control on this node.
+    fn local(&mut self, origin: Origin, control: &Control<'_>) {
+        let verdict = match Opcode::of(control.opcode)
+            .map(|opcode| Request::decode(opcode, control.data))
+        {
+            Some(Ok(request)) => {
+                self.payload.clear();
+                self.carry_out(origin, control, &request)
+            }
+            Some(Err(error)) => {
+                tracing::debug!(opcode = control.opcode, %error, "a control's payload is malformed");
+                Verdict::Failed
+            }
+            None => Verdict::Failed,
+        };
+        self.finish(origin, verdict);
+    }
+
+    /// Answers a control; with [`Verdict::Status`] the payload goes along.
+    pub(super) fn finish(&mut self, origin: Origin, verdict: Verdict) {
+        let payload = std::mem::take(&mut self.payload);
+        match verdict {
+            Verdict::Status(status) => self.reply(origin, status, &payload, ""),
+            Verdict::Failed => self.reply(origin, -1, &[], ""),
+            Verdict::Later => {}
+        }
+        self.payload = payload;
+    }
+
+    fn fail(&mut self, origin: Origin, text: &str) {
+        self.reply(origin, -1, &[], text);
+    }
+
+    fn reply(&mut self, origin: Origin, status: i32, data: &[u8], error: &str) {
+        match origin {
+            Origin::Silent(_) | Origin::Peer(_, 0) => {}
+            Origin::Client(id, reqid) => {
+                let error = error.as_bytes();
+                let body = Body::ReplyControl(ReplyControl {
+                    status,
+                    data,
+                    error,
+                });
+                self.send(id, reqid, body);
+            }
+            Origin::Peer(pnn, id) => {
+                let frame = Relay::Reply {
+                    id,
+                    status,
+                    data,
+                    error: error.as_bytes(),
+                }
+                .to_vec();
+                self.frame_to([pnn].into_iter().collect(), frame);
+            }
+        }
+    }
+
+    /// The main loop has answered.
+    pub fn answered(&mut self, then: Then, answer: Result<Value, ()>) {
+        self.refresh();
+        self.payload.clear();
+        match then {
+            Then::Control(origin) => {
+                let verdict = if answer.is_ok() {
+                    Verdict::Status(0)
+                } else {
+                    Verdict::Failed
+                };
+                self.finish(origin, verdict);
+            }
+            Then::Ban(origin) => {
+                let seconds = answer.ok().and_then(|value| value.as_u64());
+                let verdict = self.ban_state(seconds.unwrap_or(0) as u32);
+                self.finish(origin, verdict);
+            }
+            Then::Message { srvid: 0, .. } => {}
+            Then::Message { pnn, srvid } => {
+                let result = if answer.is_ok() {
+                    self.me.get().cast_signed()
+                } else {
+                    -1
+                };
+                self.message_to(pnn, srvid, &result.to_ne_bytes());
+            }
+        }
+    }
+
+    /// The nodes list was read.
+    pub fn nodes_file(&mut self, origin: Origin, nodes: Option<Vec<NodeMapEntry>>) {
+        self.payload.clear();
+        let verdict = match nodes {
+            Some(nodes) => {
+                ctdb_wire::client::codec::Encode::encode(&nodes, &mut self.payload);
+                Verdict::Status(0)
+            }
+            None => Verdict::Failed,
+        };
+        self.finish(origin, verdict);
+    }
+
+    // ---- Other nodes
+
+    /// A link stands.
+    pub fn link_up(&mut self, pnn: Pnn) {
+        self.refresh();
+        self.linked.insert(pnn);
+        self.look_at_nodes();
+        self.processes.lost(pnn);
+        self.assemblers[pnn.index()] = Assembler::default();
+        let to: NodeSet = [pnn].into_iter().collect();
+        let all: Vec<relay::Process> = self.registry.all().collect();
+        self.tell_processes(to, true, &all);
+        self.tell_connections(to);
+    }
+
+    fn tell_processes(&mut self, to: NodeSet, mut anew: bool, list: &[relay::Process]) {
+        let mut chunks = list.chunks(relay::MAX_PROCESSES);
+        let mut next = chunks.next();
+        while anew || next.is_some() {
+            let mut entries = Vec::new();
+            for process in next.unwrap_or_default() {
+                relay::put_process(process, &mut entries);
+            }
+            let entries = &entries;
+            self.frame_to(to, Relay::Processes { anew, entries }.to_vec());
+            anew = false;
+            next = chunks.next();
+        }
+    }
+
+    /// A link is gone.
+    pub fn link_down(&mut self, pnn: Pnn) {
+        self.linked.remove(pnn);
+        self.look_at_nodes();
+        self.processes.lost(pnn);
+        self.assemblers[pnn.index()] = Assembler::default();
+        let lost: Vec<u32> = self
+            .forwarded
+            .iter()
+            .filter(|(_, forwarded)| forwarded.to == pnn)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in lost {
+            if let Some(forwarded) = self.forwarded.remove(&number) {
+                self.fail(forwarded.origin, NODE_LOST);
+            }
+        }
+    }
+
+    /// A frame of another node; false if it is none.
+    pub fn frame(&mut self, from: Pnn, bytes: &[u8]) -> bool {
+        self.refresh();
+        let received = &mut self.statistics.node_packets_recv;
+        *received = received.wrapping_add(1);
+        match Relay::decode(bytes) {
+            Ok(Relay::Piece { last, data }) => {
+                match self.assemblers[from.index()].piece(last, data) {
+                    Ok(Some(whole)) => match Relay::decode(&whole) {
+                        Ok(Relay::Piece { .. }) | Err(_) => false,
+                        Ok(relay) => self.relay(from, relay),
+                    },
+                    Ok(None) => true,
+                    Err(_) => false,
+                }
+            }
+            Ok(relay) => self.relay(from, relay),
+            Err(error) => {
+                tracing::error!(node = %from, %error, "another node's frame is malformed");
+                false
+            }
+        }
+    }
+
+    fn relay(&mut self, from: Pnn, relay: Relay<'_>) -> bool {
+        let count = &mut self.statistics.node;
+        match relay {
+            Relay::Message { srvid, data } => {
+                count.req_message = count.req_message.wrapping_add(1);
+                self.deliver(srvid, data);
+            }
+            Relay::Tunnel {
+                id,
+                flags,
+                reqid,
+                data,
+            } => {
+                count.req_tunnel = count.req_tunnel.wrapping_add(1);
+                self.tunnelled(from, id, flags, reqid, data);
+            }
+            Relay::Control {
+                id,
+                opcode,
+                srvid,
+                flags,
+                data,
+            } => {
+                count.req_control = count.req_control.wrapping_add(1);
+                let control = Control {
+                    opcode,
+                    srvid,
+                    client_id: 0,
+                    flags: ControlFlags::from_bits_retain(flags),
+                    data,
+                };
+                self.local(Origin::Peer(from, id), &control);
+            }
+            Relay::Reply {
+                id,
+                status,
+                data,
+                error,
+            } => {
+                count.reply_control = count.reply_control.wrapping_add(1);
+                // Of another node than was asked, or too late: nobody waits for it.
+                if self
+                    .forwarded
+                    .get(&id)
+                    .is_some_and(|forwarded| forwarded.to == from)
+                    && let Some(forwarded) = self.forwarded.remove(&id)
+                {
+                    let error = String::from_utf8_lossy(error);
+                    self.reply(forwarded.origin, status, data, &error);
+                }
+            }
+            Relay::Processes { anew, entries } => {
+                self.processes.told(from, anew, relay::processes(entries));
+            }
+            Relay::Database(_) | Relay::Piece { .. } => return false,
+        }
+        true
+    }
+
+    // ---- Time
+
+    /// Time passes: a tenth of a second between two calls is enough.
+    pub fn tick(&mut self, now: BootTime) {
+        self.refresh();
+        self.now = now;
+        let changes = self.registry.take_changes();
+        let mut others = self.nodes.connected;
+        others.remove(self.me);
+        if !changes.is_empty() && !others.is_empty() {
+            self.tell_processes(others, false, &changes);
+        }
+        if now.since(self.second) >= Duration::from_secs(1) {
+            self.second = now;
+            self.every_second();
+        }
+    }
+
+    fn every_second(&mut self) {
+        let late: Vec<u32> = self
+            .forwarded
+            .iter()
+            .filter(|(_, forwarded)| forwarded.until <= self.now)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in late {
+            if let Some(forwarded) = self.forwarded.remove(&number) {
+                self.statistics.timeouts.control += 1;
+                self.fail(forwarded.origin, TIMED_OUT);
+            }
+        }
+        self.announce_leader();
+        self.take_sample();
+    }
+
+    /// What the leader's recovery daemon says in CTDB every second.
+    fn announce_leader(&mut self) {
+        if !self.registry.handlers(srvid::LEADER).is_empty() {
+            let leader = self.leader_number().to_ne_bytes();
+            self.deliver(srvid::LEADER, &leader);
+        }
+    }
+
+    pub(super) fn leader_number(&self) -> u32 {
+        self.snapshot
+            .leader
+            .unwrap_or(ctdb_wire::client::node::UNKNOWN)
+    }
+
+    /// Tells one client at once who leads, instead of up to a second later.
+    pub(super) fn tell_leader(&mut self, client: ClientId) {
+        if self.snapshot.leader.is_some() {
+            let data = &self.leader_number().to_ne_bytes();
+            let srvid = srvid::LEADER;
+            self.send(client, 0, Body::Message(Message { srvid, data }));
+        }
+    }
+}
+
+fn relayed(id: u32, control: &Control<'_>) -> Vec<u8> {
+    Relay::Control {
+        id,
+        opcode: control.opcode,
+        srvid: control.srvid,
+        flags: control.flags.bits(),
+        data: control.data,
+    }
+    .to_vec()
+}
