@@ -153,6 +153,7 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
     };
     let log = Log::open(&location, settings.log_level)?;
     process::set_priority(settings.priority);
+    process::take_open_files();
     for line in report.lines() {
         tracing::warn!("{line}");
     }
@@ -165,7 +166,7 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
         if options.background_child {
             process::say_ready().map_err(system("cannot tell the starting process"))?;
         }
-        daemon.main_loop().await;
+        Box::pin(daemon.main_loop()).await;
         Ok(ExitCode::SUCCESS)
     });
     drop(pid_file);

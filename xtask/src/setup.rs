@@ -15,6 +15,8 @@ const PACKAGES: [&str; 21] = [
     // The lock in etcd is tested against the real server.
     "etcd-client",
     "etcd-server",
+    // Wanted by CTDB's own scripts, to see links.
+    "ethtool",
     "iproute2",
     // Wanted by CTDB's own scripts, for the comparison.
     "iptables",

@@ -101,9 +101,6 @@ impl Hub {
                 self.ask(AskKind::Act(Action::Announce { address }), origin)
             }
             Request::TakeoverIp(ip) => self.takeover(origin, ip),
-            // The leader has the address released where it is, as a part of the move that
-            // TAKEOVER_IP asks for.
-            Request::ReleaseIp(_) => Verdict::Status(0),
             Request::IpReallocated => {
                 self.deliver(srvid::IPREALLOCATED, &[]);
                 Verdict::Status(0)
@@ -112,8 +109,11 @@ impl Hub {
                 self.deliver(srvid::START_IPREALLOCATE, &[]);
                 Verdict::Status(0)
             }
-            // What CTDB's daemons tell each other and have no part in this cluster.
-            Request::ModifyFlags(_)
+            // The leader has an address released where it is, as a part of the move that
+            // TAKEOVER_IP asks for. The others are what CTDB's daemons tell each other, and have
+            // no part in this cluster.
+            Request::ReleaseIp(_)
+            | Request::ModifyFlags(_)
             | Request::Startup
             | Request::RecdPing
             | Request::RecdReclockLatency(_) => Verdict::Status(0),

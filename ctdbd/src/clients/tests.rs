@@ -670,7 +670,7 @@ fn packets_of_no_use_are_ignored() {
     let a = (0, pair.client(0, 10));
     let hub = &mut pair.nodes[0].hub;
     hub.packet(a.1, &[4, 0, 0, 0]);
-    hub.packet(a.1, &vec![0; 100]);
+    hub.packet(a.1, &[0; 100]);
     let odd = Control {
         opcode: 9999,
         srvid: 0,
