@@ -2,6 +2,7 @@
 //!
 //! * [`hub`]: what all connections share; takes packets in, answers, delivers, forwards. Without
 //!   sockets and clocks, so that two of them can be joined in a test.
+//! * `control`: where controls go and how they are answered; `peers`: frames of other nodes.
 //! * `answers`: controls that the state answers; `acts`: those that change something.
 //! * `steward`: messages that CTDB's recovery daemon took.
 //! * [`tickles`]: the connections of public addresses, as clients tell them.
@@ -20,8 +21,10 @@
 
 mod acts;
 mod answers;
+mod control;
 pub mod hub;
 mod links;
+mod peers;
 pub mod socket;
 mod steward;
 #[cfg(test)]

@@ -64,6 +64,7 @@ impl Hub {
                 let nodes = self.node_map();
                 self.with(&Reply::NodeMap(nodes))
             }
+            Request::GetDbMap => self.with(&Reply::DbMap(Vec::new())),
             Request::GetRunstate => {
                 let state = match self.snapshot.run_state {
                     RunState::Unknown => 0,

@@ -6,16 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ctdb_wire::api::Snapshot;
-use ctdb_wire::client::control::{Opcode, Request};
 use ctdb_wire::client::packet::{
-    Body, Control, ControlFlags, Header, INVALID_GENERATION, Message, Packet, Padding,
-    ReplyControl, Tunnel, TunnelFlags,
+    Body, Header, INVALID_GENERATION, Message, Packet, Padding, ReplyError, Tunnel, TunnelFlags,
 };
 use ctdb_wire::client::srvid;
-use ctdb_wire::client::types::{Connection, NodeMapEntry, Statistics};
+use ctdb_wire::client::types::{Connection, Statistics};
 use ctdb_wire::ids::{BootTime, MAX_NODES, NodeFlags, NodeSet, Pnn};
-use ctdb_wire::relay::{self, Assembler, Relay};
-use serde_json::Value;
+use ctdb_wire::relay::{Assembler, Relay};
 use tokio::sync::{Notify, watch};
 
 use super::AskKind;
@@ -35,9 +32,9 @@ pub const MAX_FORWARDED: usize = 65_536;
 pub const HISTORY: usize = 100;
 
 /// Texts of errors that CTDB's daemon gives (3.6).
-const DISCONNECTED: &str = "ctdb_control to disconnected node";
-const NODE_LOST: &str = "node is disconnected";
-const TIMED_OUT: &str = "ctdb_control timed out";
+pub(super) const DISCONNECTED: &str = "ctdb_control to disconnected node";
+pub(super) const NODE_LOST: &str = "node is disconnected";
+pub(super) const TIMED_OUT: &str = "ctdb_control timed out";
 
 /// Who gets the answer to a control.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,10 +109,10 @@ pub(super) struct Client {
 }
 
 /// A control that waits for another node.
-struct Forwarded {
-    to: Pnn,
-    origin: Origin,
-    until: BootTime,
+pub(super) struct Forwarded {
+    pub(super) to: Pnn,
+    pub(super) origin: Origin,
+    pub(super) until: BootTime,
 }
 
 /// See the module.
@@ -123,26 +120,26 @@ pub struct Hub {
     pub(super) me: Pnn,
     pub(super) port: u16,
     pub(super) tunables: Tunables,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) snapshot: Arc<Snapshot>,
-    nodes: Nodes,
-    linked: NodeSet,
-    clients: HashMap<ClientId, Client>,
-    last_client: u32,
+    pub(super) nodes: Nodes,
+    pub(super) linked: NodeSet,
+    pub(super) clients: HashMap<ClientId, Client>,
+    pub(super) last_client: u32,
     pub(super) registry: Registry,
-    processes: Processes,
+    pub(super) processes: Processes,
     pub(super) tickles: Tickles,
-    forwarded: HashMap<u32, Forwarded>,
-    last_forwarded: u32,
-    assemblers: [Assembler; MAX_NODES],
-    unread: usize,
+    pub(super) forwarded: HashMap<u32, Forwarded>,
+    pub(super) last_forwarded: u32,
+    pub(super) assemblers: [Assembler; MAX_NODES],
+    pub(super) unread: usize,
     pub(super) statistics: Statistics,
     pub(super) history: VecDeque<Statistics>,
-    effects: Vec<Effect>,
+    pub(super) effects: Vec<Effect>,
     /// Payload of the answer that is being made.
     pub(super) payload: Vec<u8>,
-    now: BootTime,
-    second: BootTime,
+    pub(super) now: BootTime,
+    pub(super) second: BootTime,
 }
 
 impl Hub {
@@ -208,14 +205,14 @@ impl Hub {
     // ---- State of the node
 
     /// The newest state; nothing is copied unless it has changed.
-    fn refresh(&mut self) {
+    pub(super) fn refresh(&mut self) {
         if self.snapshots.has_changed().unwrap_or(false) {
             self.snapshot = Arc::clone(&self.snapshots.borrow_and_update());
             self.look_at_nodes();
         }
     }
 
-    fn look_at_nodes(&mut self) {
+    pub(super) fn look_at_nodes(&mut self) {
         let mut nodes = Nodes {
             me: self.me,
             listed: NodeSet::EMPTY,
@@ -366,11 +363,11 @@ impl Hub {
     }
 
     /// Queues a packet for a client.
-    fn send(&mut self, id: ClientId, reqid: u32, body: Body<'_>) {
+    pub(super) fn send(&mut self, id: ClientId, reqid: u32, body: Body<'_>) {
         self.send_from(id, self.me.get(), reqid, body);
     }
 
-    fn send_from(&mut self, id: ClientId, srcnode: u32, reqid: u32, body: Body<'_>) {
+    pub(super) fn send_from(&mut self, id: ClientId, srcnode: u32, reqid: u32, body: Body<'_>) {
         let generation = self.generation();
         let Some(client) = self.clients.get_mut(&id) else {
             return;
@@ -438,7 +435,15 @@ impl Hub {
                 count.req_tunnel = count.req_tunnel.wrapping_add(1);
                 self.tunnel(header, &tunnel);
             }
-            Body::Call(_) => count.req_call = count.req_call.wrapping_add(1),
+            Body::Call(_) => {
+                count.req_call = count.req_call.wrapping_add(1);
+                // CTDB lets the caller wait for ever; no database is attached in this release.
+                let body = Body::ReplyError(ReplyError {
+                    status: -1,
+                    text: b"no such database",
+                });
+                self.send(id, header.reqid, body);
+            }
             _ => {}
         }
     }
@@ -465,7 +470,7 @@ impl Hub {
         }
     }
 
-    fn frame_to(&mut self, to: NodeSet, frame: Vec<u8>) {
+    pub(super) fn frame_to(&mut self, to: NodeSet, frame: Vec<u8>) {
         let sent = &mut self.statistics.node_packets_sent;
         *sent = sent.wrapping_add(to.len() as u32);
         self.effects.push(Effect::Frame(to, frame));
@@ -516,349 +521,12 @@ impl Hub {
 
     /// Delivers a tunnel packet with its request number and its sender: CTDB loses both, so that
     /// request and reply do not find each other.
-    fn tunnelled(&mut self, from: Pnn, id: u64, flags: u32, reqid: u32, data: &[u8]) {
+    pub(super) fn tunnelled(&mut self, from: Pnn, id: u64, flags: u32, reqid: u32, data: &[u8]) {
         if let Some(client) = self.registry.tunnel(id) {
             let flags = TunnelFlags::from_bits_retain(flags);
             let body = Body::Tunnel(Tunnel { id, flags, data });
             self.send_from(client, from.get(), reqid, body);
         }
-    }
-
-    // ---- Controls
-
-    fn control(&mut self, id: ClientId, header: Header, control: &Control<'_>) {
-        let silent = control.flags.contains(ControlFlags::NO_REPLY);
-        let origin = if silent {
-            Origin::Silent(id)
-        } else {
-            Origin::Client(id, header.reqid)
-        };
-        match self.nodes.route(header.destnode) {
-            Route::Here => self.local(origin, control),
-            Route::Node(pnn) => {
-                if !self.known_elsewhere(pnn, origin, control) {
-                    self.forward(pnn, origin, control);
-                }
-            }
-            Route::Nodes(_) if !silent => {
-                tracing::warn!(
-                    opcode = control.opcode,
-                    "a client's broadcast control that wants a reply is not answered"
-                );
-            }
-            Route::Nodes(mut nodes) => {
-                let here = nodes.remove(self.me);
-                if !nodes.is_empty() {
-                    self.frame_to(nodes, relayed(0, control));
-                }
-                if here {
-                    self.local(origin, control);
-                }
-            }
-            Route::Nowhere => self.fail(origin, DISCONNECTED),
-        }
-    }
-
-    /// Sends a control to nodes without wanting an answer, this one perhaps among them.
-    pub(super) fn tell(&mut self, to: NodeSet, request: &Request<'_>) {
-        let payload = ctdb_wire::client::codec::encode_to_vec(request);
-        let control = Control {
-            opcode: request.opcode() as u32,
-            srvid: 0,
-            client_id: 0,
-            flags: ControlFlags::NO_REPLY,
-            data: &payload,
-        };
-        let mut others = to;
-        let here = others.remove(self.me);
-        if !others.is_empty() {
-            self.frame_to(others, relayed(0, &control));
-        }
-        if here {
-            self.local(Origin::Peer(self.me, 0), &control);
-        }
-    }
-
-    /// Other nodes whose link is up, and this one.
-    pub(super) fn connected_nodes(&self) -> NodeSet {
-        self.nodes.connected
-    }
-
-    /// Answers from the tables of other nodes' processes; what does not stand there is asked for.
-    fn known_elsewhere(&mut self, node: Pnn, origin: Origin, control: &Control<'_>) -> bool {
-        // An inactive node answers for itself (5.9).
-        if !self.nodes.active.contains(node) {
-            return false;
-        }
-        let Some(opcode @ (Opcode::CheckPidSrvid | Opcode::ProcessExists)) =
-            Opcode::of(control.opcode)
-        else {
-            return false;
-        };
-        let there = match Request::decode(opcode, control.data) {
-            Ok(Request::CheckPidSrvid(asked)) => self.processes.has(node, asked.pid, asked.srvid),
-            Ok(Request::ProcessExists(pid)) => self.processes.has_process(node, pid),
-            _ => false,
-        };
-        if there {
-            self.payload.clear();
-            self.finish(origin, Verdict::Status(0));
-        }
-        there
-    }
-
-    fn forward(&mut self, to: Pnn, origin: Origin, control: &Control<'_>) {
-        let mut number = 0;
-        if !matches!(origin, Origin::Silent(_)) {
-            if self.forwarded.len() >= MAX_FORWARDED {
-                self.fail(origin, TIMED_OUT);
-                return;
-            }
-            loop {
-                self.last_forwarded = self.last_forwarded.wrapping_add(1).max(1);
-                if !self.forwarded.contains_key(&self.last_forwarded) {
-                    break;
-                }
-            }
-            number = self.last_forwarded;
-            let until = self.now + self.tunables.seconds(Tunable::ControlTimeout);
-            self.forwarded
-                .insert(number, Forwarded { to, origin, until });
-        }
-        self.frame_to([to].into_iter().collect(), relayed(number, control));
-    }
-
-    /// Carries out a control on this node.
-    fn local(&mut self, origin: Origin, control: &Control<'_>) {
-        let verdict = match Opcode::of(control.opcode)
-            .map(|opcode| Request::decode(opcode, control.data))
-        {
-            Some(Ok(request)) => {
-                self.payload.clear();
-                self.carry_out(origin, control, &request)
-            }
-            Some(Err(error)) => {
-                tracing::debug!(opcode = control.opcode, %error, "a control's payload is malformed");
-                Verdict::Failed
-            }
-            None => Verdict::Failed,
-        };
-        self.finish(origin, verdict);
-    }
-
-    /// Answers a control; with [`Verdict::Status`] the payload goes along.
-    pub(super) fn finish(&mut self, origin: Origin, verdict: Verdict) {
-        let payload = std::mem::take(&mut self.payload);
-        match verdict {
-            Verdict::Status(status) => self.reply(origin, status, &payload, ""),
-            Verdict::Failed => self.reply(origin, -1, &[], ""),
-            Verdict::Later => {}
-        }
-        self.payload = payload;
-    }
-
-    fn fail(&mut self, origin: Origin, text: &str) {
-        self.reply(origin, -1, &[], text);
-    }
-
-    fn reply(&mut self, origin: Origin, status: i32, data: &[u8], error: &str) {
-        match origin {
-            Origin::Silent(_) | Origin::Peer(_, 0) => {}
-            Origin::Client(id, reqid) => {
-                let error = error.as_bytes();
-                let body = Body::ReplyControl(ReplyControl {
-                    status,
-                    data,
-                    error,
-                });
-                self.send(id, reqid, body);
-            }
-            Origin::Peer(pnn, id) => {
-                let frame = Relay::Reply {
-                    id,
-                    status,
-                    data,
-                    error: error.as_bytes(),
-                }
-                .to_vec();
-                self.frame_to([pnn].into_iter().collect(), frame);
-            }
-        }
-    }
-
-    /// The main loop has answered.
-    pub fn answered(&mut self, then: Then, answer: Result<Value, ()>) {
-        self.refresh();
-        self.payload.clear();
-        match then {
-            Then::Control(origin) => {
-                let verdict = if answer.is_ok() {
-                    Verdict::Status(0)
-                } else {
-                    Verdict::Failed
-                };
-                self.finish(origin, verdict);
-            }
-            Then::Ban(origin) => {
-                let seconds = answer.ok().and_then(|value| value.as_u64());
-                let verdict = self.ban_state(seconds.unwrap_or(0) as u32);
-                self.finish(origin, verdict);
-            }
-            Then::Message { srvid: 0, .. } => {}
-            Then::Message { pnn, srvid } => {
-                let result = if answer.is_ok() {
-                    self.me.get().cast_signed()
-                } else {
-                    -1
-                };
-                self.message_to(pnn, srvid, &result.to_ne_bytes());
-            }
-        }
-    }
-
-    /// The nodes list was read.
-    pub fn nodes_file(&mut self, origin: Origin, nodes: Option<Vec<NodeMapEntry>>) {
-        self.payload.clear();
-        let verdict = match nodes {
-            Some(nodes) => {
-                ctdb_wire::client::codec::Encode::encode(&nodes, &mut self.payload);
-                Verdict::Status(0)
-            }
-            None => Verdict::Failed,
-        };
-        self.finish(origin, verdict);
-    }
-
-    // ---- Other nodes
-
-    /// A link stands.
-    pub fn link_up(&mut self, pnn: Pnn) {
-        self.refresh();
-        self.linked.insert(pnn);
-        self.look_at_nodes();
-        self.processes.lost(pnn);
-        self.assemblers[pnn.index()] = Assembler::default();
-        let to: NodeSet = [pnn].into_iter().collect();
-        let all: Vec<relay::Process> = self.registry.all().collect();
-        self.tell_processes(to, true, &all);
-        self.tell_connections(to);
-    }
-
-    fn tell_processes(&mut self, to: NodeSet, mut anew: bool, list: &[relay::Process]) {
-        let mut chunks = list.chunks(relay::MAX_PROCESSES);
-        let mut next = chunks.next();
-        while anew || next.is_some() {
-            let mut entries = Vec::new();
-            for process in next.unwrap_or_default() {
-                relay::put_process(process, &mut entries);
-            }
-            let entries = &entries;
-            self.frame_to(to, Relay::Processes { anew, entries }.to_vec());
-            anew = false;
-            next = chunks.next();
-        }
-    }
-
-    /// A link is gone.
-    pub fn link_down(&mut self, pnn: Pnn) {
-        self.linked.remove(pnn);
-        self.look_at_nodes();
-        self.processes.lost(pnn);
-        self.assemblers[pnn.index()] = Assembler::default();
-        let lost: Vec<u32> = self
-            .forwarded
-            .iter()
-            .filter(|(_, forwarded)| forwarded.to == pnn)
-            .map(|(number, _)| *number)
-            .collect();
-        for number in lost {
-            if let Some(forwarded) = self.forwarded.remove(&number) {
-                self.fail(forwarded.origin, NODE_LOST);
-            }
-        }
-    }
-
-    /// A frame of another node; false if it is none.
-    pub fn frame(&mut self, from: Pnn, bytes: &[u8]) -> bool {
-        self.refresh();
-        let received = &mut self.statistics.node_packets_recv;
-        *received = received.wrapping_add(1);
-        match Relay::decode(bytes) {
-            Ok(Relay::Piece { last, data }) => {
-                match self.assemblers[from.index()].piece(last, data) {
-                    Ok(Some(whole)) => match Relay::decode(&whole) {
-                        Ok(Relay::Piece { .. }) | Err(_) => false,
-                        Ok(relay) => self.relay(from, relay),
-                    },
-                    Ok(None) => true,
-                    Err(_) => false,
-                }
-            }
-            Ok(relay) => self.relay(from, relay),
-            Err(error) => {
-                tracing::error!(node = %from, %error, "another node's frame is malformed");
-                false
-            }
-        }
-    }
-
-    fn relay(&mut self, from: Pnn, relay: Relay<'_>) -> bool {
-        let count = &mut self.statistics.node;
-        match relay {
-            Relay::Message { srvid, data } => {
-                count.req_message = count.req_message.wrapping_add(1);
-                self.deliver(srvid, data);
-            }
-            Relay::Tunnel {
-                id,
-                flags,
-                reqid,
-                data,
-            } => {
-                count.req_tunnel = count.req_tunnel.wrapping_add(1);
-                self.tunnelled(from, id, flags, reqid, data);
-            }
-            Relay::Control {
-                id,
-                opcode,
-                srvid,
-                flags,
-                data,
-            } => {
-                count.req_control = count.req_control.wrapping_add(1);
-                let control = Control {
-                    opcode,
-                    srvid,
-                    client_id: 0,
-                    flags: ControlFlags::from_bits_retain(flags),
-                    data,
-                };
-                self.local(Origin::Peer(from, id), &control);
-            }
-            Relay::Reply {
-                id,
-                status,
-                data,
-                error,
-            } => {
-                count.reply_control = count.reply_control.wrapping_add(1);
-                // Of another node than was asked, or too late: nobody waits for it.
-                if self
-                    .forwarded
-                    .get(&id)
-                    .is_some_and(|forwarded| forwarded.to == from)
-                    && let Some(forwarded) = self.forwarded.remove(&id)
-                {
-                    let error = String::from_utf8_lossy(error);
-                    self.reply(forwarded.origin, status, data, &error);
-                }
-            }
-            Relay::Processes { anew, entries } => {
-                self.processes.told(from, anew, relay::processes(entries));
-            }
-            Relay::Database(_) | Relay::Piece { .. } => return false,
-        }
-        true
     }
 
     // ---- Time
@@ -918,15 +586,4 @@ impl Hub {
             self.send(client, 0, Body::Message(Message { srvid, data }));
         }
     }
-}
-
-fn relayed(id: u32, control: &Control<'_>) -> Vec<u8> {
-    Relay::Control {
-        id,
-        opcode: control.opcode,
-        srvid: control.srvid,
-        flags: control.flags.bits(),
-        data: control.data,
-    }
-    .to_vec()
 }

@@ -5,8 +5,8 @@ use ctdb_wire::client::codec::{decode_all, encode_to_vec};
 use ctdb_wire::client::control::{Opcode, Reply, Request};
 use ctdb_wire::client::node;
 use ctdb_wire::client::packet::{
-    Body, Control, ControlFlags, Framed, Header, Message, Packet, Padding, Tunnel, TunnelFlags,
-    framed,
+    Body, Call, CallFlags, CallId, Control, ControlFlags, Framed, Header, Message, Packet, Padding,
+    Tunnel, TunnelFlags, framed,
 };
 use ctdb_wire::client::types::{
     Connection, DisableMessage, NotifyData, PidSrvid, SetTunable, SrvidMessage, TunableName,
@@ -688,4 +688,18 @@ fn packets_of_no_use_are_ignored() {
         (-1, &b""[..], &b""[..])
     );
     assert!(!pair.nodes[0].hub.frame(pnn(1), &[0x90]), "no frame");
+    // A call for an unknown database: an answer, always.
+    let call = Call {
+        flags: CallFlags::IMMEDIATE_MIGRATION,
+        db_id: 1,
+        call_id: CallId::Null as u32,
+        hop_count: 0,
+        key: b"key",
+        data: b"",
+    };
+    pair.packet(0, a.1, Header::to_own(9), Body::Call(call));
+    let [reply] = pair.received(a).try_into().unwrap();
+    let reply = Packet::decode(&reply).unwrap();
+    assert_eq!(reply.header.reqid, 9);
+    assert!(matches!(reply.body, Body::ReplyError(_)));
 }

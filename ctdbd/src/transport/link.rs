@@ -483,6 +483,22 @@ mod tests {
         assert!(!queue.push(frame(1)));
     }
 
+    #[test]
+    fn clients_traffic_leaves_room_for_the_clusters_own() {
+        let queue = Outgoing::default();
+        for _ in 0..MAX_RELAY_FRAMES {
+            assert_eq!(queue.push_relay(&frame(1)), Relayed::Queued);
+        }
+        assert_eq!(queue.push_relay(&frame(1)), Relayed::Full);
+        assert!(queue.push(frame(1)));
+        assert_eq!(queue.close_reason(), None);
+        let queue = Outgoing::default();
+        assert_eq!(queue.push_relay(&frame(MAX_RELAY_BYTES)), Relayed::Queued);
+        assert_eq!(queue.push_relay(&frame(1)), Relayed::Full);
+        queue.close(DownReason::Requested);
+        assert_eq!(queue.push_relay(&frame(1)), Relayed::NoLink);
+    }
+
     struct End {
         outgoing: Arc<Outgoing>,
         events: mpsc::Receiver<LinkEvent>,
@@ -575,12 +591,18 @@ mod tests {
             DownReason::Crypt(CryptError::Length(u32::MAX))
         );
 
-        let (a, mut raw) = duplex(1000);
-        let a = start(a, Crypt::Plain, Timings::default());
-        raw.write_all(&[3, 0, 0, 0, 0xff, 0xff, 0xff])
-            .await
-            .unwrap();
-        assert!(matches!(a.task.await.unwrap(), DownReason::Frame(_)));
+        for (first, relay) in [(0x7f, false), (0xff, true)] {
+            let (a, mut raw) = duplex(1000);
+            let a = start(a, Crypt::Plain, Timings::default());
+            raw.write_all(&[3, 0, 0, 0, first, 0xff, 0xff])
+                .await
+                .unwrap();
+            match a.task.await.unwrap() {
+                DownReason::Frame(_) => assert!(!relay),
+                DownReason::Relay => assert!(relay),
+                other => panic!("{other}"),
+            }
+        }
     }
 
     #[tokio::test]
