@@ -186,7 +186,7 @@ fn check_identity(node: &Node) {
         .unwrap();
     assert_eq!(unknown.status, -22);
     // Of no use: ignored, the connection stands.
-    client.send_bytes(&[4, 0, 0, 0, 40, 0, 0, 0]).unwrap();
+    client.send_bytes(&[4, 0, 0, 0, 36, 0, 0, 0]).unwrap();
     client.send_bytes(&[1; 32]).unwrap();
     client.pad();
     let other = client.control(1, 0, &Request::GetPnn).unwrap();
