@@ -27,6 +27,7 @@ fn lab(flavor: Flavor) -> Lab {
     }
     let lab = Lab::builder()
         .flavor(flavor)
+        .conf("logging", "log level", "NOTICE")
         .public_addresses(3)
         .build()
         .unwrap();
@@ -95,7 +96,7 @@ const ALIKE: &[&[&str]] = &[
     &["leader"],
     &["getpid"],
     &["statistics"],
-    &["stats"],
+    &["stats", "1"],
     &["-X", "ip", "all"],
     &["ip", "all"],
     &["getdebug"],
@@ -117,6 +118,8 @@ fn without_digits(text: &str) -> String {
 
 fn all_outputs(flavor: Flavor) -> BTreeMap<String, String> {
     let lab = lab(flavor);
+    // Time for some intervals of the statistics.
+    std::thread::sleep(Duration::from_secs(3));
     let mut outputs = BTreeMap::new();
     for words in SAME {
         outputs.insert(words.join(" "), tool(lab.node(0), words));

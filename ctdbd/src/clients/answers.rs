@@ -131,9 +131,7 @@ impl Hub {
                 None => Verdict::Status(UNKNOWN_TUNABLE),
             },
             Request::ListTunables => {
-                let names = Tunable::ALL
-                    .into_iter()
-                    .filter(|tunable| !tunable.is_obsolete())
+                let names = Tunable::listed()
                     .map(|tunable| tunable.name().to_owned())
                     .collect();
                 self.with(&Reply::TunableNames(TunableNames(names)))
@@ -311,12 +309,33 @@ impl Hub {
             current_time: now,
             ..Default::default()
         };
+        self.sampled = self.statistics;
         self.history.clear();
     }
 
-    /// `ctdb stats` shows the newest first.
+    /// What was counted since the last time; `ctdb stats` shows the newest first.
     pub(super) fn take_sample(&mut self) {
-        let sample = self.current_statistics();
+        let now = self.current_statistics();
+        let mut sample = now;
+        let before = self.sampled;
+        let less = |value: &mut u32, before: u32| *value = value.wrapping_sub(before);
+        less(&mut sample.client_packets_sent, before.client_packets_sent);
+        less(&mut sample.client_packets_recv, before.client_packets_recv);
+        less(&mut sample.node_packets_sent, before.node_packets_sent);
+        less(&mut sample.node_packets_recv, before.node_packets_recv);
+        let (node, old) = (&mut sample.node, before.node);
+        less(&mut node.req_message, old.req_message);
+        less(&mut node.req_control, old.req_control);
+        less(&mut node.reply_control, old.reply_control);
+        less(&mut node.req_tunnel, old.req_tunnel);
+        let (client, old) = (&mut sample.client, before.client);
+        less(&mut client.req_call, old.req_call);
+        less(&mut client.req_message, old.req_message);
+        less(&mut client.req_control, old.req_control);
+        less(&mut client.req_tunnel, old.req_tunnel);
+        less(&mut sample.timeouts.control, before.timeouts.control);
+        sample.start_time = before.current_time;
+        self.sampled = now;
         self.history.push_front(sample);
         self.history.truncate(HISTORY);
     }

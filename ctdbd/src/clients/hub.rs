@@ -135,11 +135,15 @@ pub struct Hub {
     pub(super) unread: usize,
     pub(super) statistics: Statistics,
     pub(super) history: VecDeque<Statistics>,
+    /// At the last sample of the history.
+    pub(super) sampled: Statistics,
     pub(super) effects: Vec<Effect>,
     /// Payload of the answer that is being made.
     pub(super) payload: Vec<u8>,
     pub(super) now: BootTime,
     pub(super) second: BootTime,
+    /// Since the last sample of the history.
+    pub(super) seconds: u32,
 }
 
 impl Hub {
@@ -177,13 +181,16 @@ impl Hub {
             unread: 0,
             statistics: Statistics::default(),
             history: VecDeque::new(),
+            sampled: Statistics::default(),
             effects: Vec::new(),
             payload: Vec::new(),
             now: BootTime::ZERO,
             second: BootTime::ZERO,
+            seconds: 0,
         };
         hub.statistics.start_time = wall_now.into();
         hub.statistics.current_time = wall_now.into();
+        hub.sampled = hub.statistics;
         hub.look_at_nodes();
         hub
     }
@@ -561,7 +568,11 @@ impl Hub {
             }
         }
         self.announce_leader();
-        self.take_sample();
+        self.seconds += 1;
+        if self.seconds >= self.tunables.get(Tunable::StatHistoryInterval) {
+            self.seconds = 0;
+            self.take_sample();
+        }
     }
 
     /// What the leader's recovery daemon says in CTDB every second.

@@ -259,9 +259,7 @@ pub(super) fn release() -> String {
 }
 
 fn tunables(config: &Config) -> Vec<TunableView> {
-    Tunable::ALL
-        .into_iter()
-        .filter(|tunable| !tunable.is_obsolete())
+    Tunable::listed()
         .map(|tunable| TunableView {
             name: tunable.name().to_owned(),
             value: config.tunables.get(tunable),
