@@ -53,12 +53,14 @@ impl Watch {
     /// In the calling thread's network namespace, with pins in `dir` as [`Tracker::open`]. Where
     /// the kernel cannot track, sockets are listed instead, and a warning says so.
     pub fn open(dir: &Path, max_connections: u32) -> Result<Self, Error> {
-        match Tracker::supported().and_then(|()| Tracker::open(dir, max_connections)) {
+        match Tracker::open(dir, max_connections) {
             Ok(tracker) => Ok(Self {
                 tracker: Some(tracker),
                 ..Self::without_tracker("")?
             }),
             Err(error) => {
+                // In one line, if it is the kernel that cannot.
+                let error = Tracker::supported().err().unwrap_or(error);
                 tracing::warn!(
                     %error,
                     "connections are listed from time to time: short ones, and the last ones \

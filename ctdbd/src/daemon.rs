@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ctdb_core::authority::LockNews;
 use ctdb_core::coordinator::{self, Coordinator};
 use ctdb_core::local::{Birth, Local};
 use ctdb_ebpf::deadman::Deadman;
@@ -33,13 +34,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::api::{self, ApiConfig, ApiHandle, ApiStartError, Command};
+use crate::clients::{self, Ask, Clients};
 use crate::config::{self, Paths};
 use crate::events::socket::{self as event_socket, Wish};
 use crate::events::store::Store;
 use crate::failover::{self, Executor, FailoverError, Outcome};
 use crate::guard;
 use crate::liveness::{self, Detector, LivenessError};
-use crate::lock::{self, LockClient, LockEvent};
+use crate::lock::{self, LockClient};
 use crate::log::{Location, Log, LogError};
 use crate::process::{self, Children, PidFile, PidFileError};
 use crate::transport::{LinkEvent, Transport, TransportError};
@@ -89,6 +91,9 @@ pub enum DaemonError {
     /// API sockets.
     #[error(transparent)]
     Api(#[from] ApiStartError),
+    /// Client socket.
+    #[error(transparent)]
+    Clients(#[from] clients::StartError),
     /// Addresses, lease, firewall.
     #[error(transparent)]
     Failover(#[from] FailoverError),
@@ -119,7 +124,7 @@ impl DaemonError {
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::PidFile(_) => process::EXIT_PID_FILE,
-            Self::Api(_) => process::EXIT_SOCKET,
+            Self::Api(_) | Self::Clients(_) => process::EXIT_SOCKET,
             _ => 1,
         })
     }
@@ -155,6 +160,7 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
     };
     let log = Log::open(&location, settings.log_level)?;
     process::set_priority(settings.priority);
+    process::take_open_files();
     for line in report.lines() {
         tracing::warn!("{line}");
     }
@@ -170,7 +176,7 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
         if options.background_child {
             process::say_ready().map_err(system("cannot tell the starting process"))?;
         }
-        daemon.main_loop().await
+        Box::pin(daemon.main_loop()).await
     });
     drop(pid_file);
     ended
@@ -206,9 +212,10 @@ struct Daemon {
     finished: mpsc::Receiver<Finished>,
     wishes: mpsc::Receiver<Wish>,
     event_socket: (PathBuf, tokio::task::JoinHandle<()>),
+    asks: mpsc::Receiver<Ask>,
     watch: Option<link::Watch>,
     api: ApiHandle,
-    lock: Option<mpsc::Receiver<LockEvent>>,
+    lock: Option<mpsc::Receiver<LockNews>>,
     deadman: Arc<Deadman>,
     guard: Option<Child>,
     terminate: Signal,
@@ -226,7 +233,7 @@ impl Daemon {
         let incarnation = draw_incarnation()?;
         tracing::warn!(
             node = %settings.me, release = settings.release, profile = settings.profile,
-            authority = "majority", nodes = settings.nodes.len(), "ctdbd starts"
+            authority = settings.authority_word, nodes = settings.nodes.len(), "ctdbd starts"
         );
         warn_of_virtual_machine();
         let (executor, outcomes, deadline) = Executor::start(failover::Setup {
@@ -259,8 +266,13 @@ impl Daemon {
         let lock = settings.cluster_lock.is_some();
         let guard = guard::spawn(&deadman, pins, settings.timing.settle(), lock)
             .map_err(system("cannot start the guard"))?;
-        let (transport, links) = Transport::start(settings.transport(incarnation))?;
         let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let (ask, asks) = mpsc::channel(clients::ASKS);
+        let clients = Clients::new(settings.clients(snapshots.clone(), ask));
+        let mut transport = settings.transport(incarnation);
+        transport.relays = clients.relays();
+        let (transport, links) = Transport::start(transport)?;
+        clients.connect(transport.clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let local = Local::new(Birth {
             capabilities: settings.capabilities,
@@ -279,7 +291,11 @@ impl Daemon {
             coordinator::Config {
                 me: settings.me,
                 voters: settings.voters,
-                quorum: settings.quorum,
+                quorum: if settings.mode.lock_alone() {
+                    1
+                } else {
+                    settings.quorum
+                },
                 deleted: settings.deleted,
                 list_length: settings.nodes.len(),
                 give_up: settings.give_up,
@@ -327,6 +343,7 @@ impl Daemon {
             coordinator,
             detector,
             transport,
+            clients: clients.clone(),
             executor,
             children,
             deadman: Some(Arc::clone(&deadman)),
@@ -335,10 +352,12 @@ impl Daemon {
             log_level: settings.log_level,
             cluster_lock: settings.cluster_lock.as_ref().map(|lock| lock.text.clone()),
             lock,
+            lock_decides: settings.mode.lock().is_some(),
             history: History::open(&settings.history),
             events: node_events,
             builtin: settings.builtin,
             tunables: settings.tunables.clone(),
+            values: settings.values.clone(),
             config: Arc::clone(&settings.config),
             reload: settings.reload.clone(),
             nodes_source: settings.nodes_source.clone(),
@@ -354,6 +373,7 @@ impl Daemon {
             &snapshots,
             &sender,
         )?;
+        clients.listen(&settings.socket)?;
         let watch = match settings.builtin.then(link::Watch::open).transpose() {
             Ok(watch) => watch,
             Err(error) => return Err(FailoverError::from(error).into()),
@@ -366,6 +386,7 @@ impl Daemon {
             finished,
             wishes,
             event_socket,
+            asks,
             watch,
             api,
             lock: lock_events,
@@ -407,7 +428,7 @@ impl Daemon {
             }
         }
         let fatal = self.node.parts.events.fatal.take();
-        self.end().await;
+        Box::pin(self.end()).await;
         match fatal {
             Some(text) => {
                 tracing::error!("{text}");
@@ -450,6 +471,7 @@ impl Daemon {
             Some(finished) = self.finished.recv() => self.node.event_finished(finished),
             Some(wish) = self.wishes.recv() => self.node.event_wish(wish),
             Some(command) = self.commands.recv() => self.node.command(command),
+            Some(ask) = self.asks.recv() => self.node.ask(ask),
             result = links => match result {
                 Ok(()) => self.node.parts.executor.submit(failover::Job::Rescan),
                 Err(error) => {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex};
 
-use ctdb_core::authority::{self, Books, Status};
+use ctdb_core::authority::{self, Books, LockNews, Status};
 use ctdb_ebpf::deadman::Deadman;
 use ctdb_ebpf::lease::DeadlineCell;
 use ctdb_wire::ids::{BootTime, Incarnation, MAX_NODES, Pnn};
@@ -46,6 +46,8 @@ pub enum Command {
     Eligible(bool),
     /// What the main loop knows and the detector does not.
     Books(Books),
+    /// The cluster lock was taken, proved or lost.
+    Lock(LockNews),
     /// The right ends now and is not renewed.
     Leave,
     /// Tell all that this incarnation is over; only after [`Command::Leave`] and 1.2·q.

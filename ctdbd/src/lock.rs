@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ctdb_core::authority::LockNews;
 use ctdb_ebpf::deadman::Deadman;
 use ctdb_wire::api::LockView;
 use ctdb_wire::ids::BootTime;
@@ -32,32 +33,6 @@ const GRACE: Duration = Duration::from_secs(2);
 const EVENTS: usize = 16;
 /// Bytes of a line of a helper; longer ones are not ours.
 const LINE: usize = 32;
-
-/// What the daemon learns of its lock.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LockEvent {
-    /// The lock is held.
-    Held {
-        /// Which life of a helper.
-        tenure: u64,
-        /// Before the helper was started.
-        asked_at: BootTime,
-        /// After its answer was received (R21, R23).
-        granted_at: BootTime,
-    },
-    /// A recheck that began at `at` found the same tenure.
-    Proved {
-        /// Which.
-        tenure: u64,
-        /// When the recheck began.
-        at: BootTime,
-    },
-    /// The tenure is over.
-    Lost {
-        /// Which.
-        tenure: u64,
-    },
-}
 
 /// The daemon's lock.
 pub struct LockClient {
@@ -104,7 +79,7 @@ fn spec(lock: &ClusterLock, validity: Duration) -> Spec {
 
 impl LockClient {
     /// Starts it, not wanting the lock.
-    pub fn start(children: Children, setup: Setup) -> (Self, mpsc::Receiver<LockEvent>) {
+    pub fn start(children: Children, setup: Setup) -> (Self, mpsc::Receiver<LockNews>) {
         let (events, receiver) = mpsc::channel(EVENTS);
         let (wish, wished) = watch::channel(false);
         let view = Arc::new(Mutex::new(LockView {
@@ -147,7 +122,7 @@ struct Task {
     children: Children,
     setup: Setup,
     view: Arc<Mutex<LockView>>,
-    events: mpsc::Sender<LockEvent>,
+    events: mpsc::Sender<LockNews>,
     wished: watch::Receiver<bool>,
     tenure: u64,
 }
@@ -246,7 +221,7 @@ impl Task {
             view.proved_ms = Some(0);
         }
         tracing::warn!(tenure, latency = ?granted_at.since(asked_at), "cluster lock taken");
-        let held = LockEvent::Held {
+        let held = LockNews::Held {
             tenure,
             asked_at,
             granted_at,
@@ -267,7 +242,7 @@ impl Task {
             tracing::warn!(tenure, ended = %ended.how, "cluster lock let go");
             self.show("not wanted");
         }
-        listening &= self.events.send(LockEvent::Lost { tenure }).await.is_ok();
+        listening &= self.events.send(LockNews::Lost { tenure }).await.is_ok();
         listening
     }
 
@@ -292,7 +267,7 @@ impl Task {
                 locked(&self.view).proved_ms = Some(0);
                 if self
                     .events
-                    .send(LockEvent::Proved { tenure, at })
+                    .send(LockNews::Proved { tenure, at })
                     .await
                     .is_err()
                 {
@@ -314,7 +289,7 @@ impl Task {
                         }
                     } else if runs(child.pid()) {
                         // It knows only CTDB's protocol: that it lives is all the proof there is.
-                        if self.events.send(LockEvent::Proved { tenure, at: now }).await.is_err() {
+                        if self.events.send(LockNews::Proved { tenure, at: now }).await.is_err() {
                             return "the daemon ends";
                         }
                     }

@@ -48,15 +48,42 @@ use tokio::{
 pub use datagram::SessionKeys;
 use handshake::{Established, Identity};
 pub use handshake::{Security, VersionRange};
-pub use link::{DownReason, Timings};
+pub use link::{DownReason, Relayed, Timings};
 use link::{Link, Outgoing, Traffic};
 use refusal::Refusals;
 
 /// TCP port of the links (`spec/cluster.md`).
 pub const DEFAULT_PORT: u16 = 4379;
 
+/// Takes frames that carry clients' traffic ([`ctdb_wire::relay`]) where they are read, without
+/// the detour over the main loop's events. Called in order: `up`, frames, `down`.
+pub trait Relays: Send + Sync {
+    /// A link stands.
+    fn up(&self, pnn: Pnn);
+    /// A frame came; its first byte is [`FIRST`](ctdb_wire::relay::FIRST) or more. False closes the
+    /// link: it is no frame.
+    fn frame(&self, pnn: Pnn, bytes: &[u8]) -> bool;
+    /// What was queued has left; there is room again for those that were refused.
+    fn room(&self, pnn: Pnn);
+    /// The link is over.
+    fn down(&self, pnn: Pnn);
+}
+
+/// Nobody takes such frames; a link that brings one is closed.
+#[derive(Debug)]
+pub struct NoRelays;
+
+impl Relays for NoRelays {
+    fn up(&self, _: Pnn) {}
+    fn frame(&self, _: Pnn, _: &[u8]) -> bool {
+        false
+    }
+    fn room(&self, _: Pnn) {}
+    fn down(&self, _: Pnn) {}
+}
+
 /// What the transport is told at start.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct TransportConfig {
     /// Own node number.
     pub me: Pnn,
@@ -81,6 +108,8 @@ pub struct TransportConfig {
     pub timings: Timings,
     /// Events that may wait for the main loop.
     pub events: usize,
+    /// Where frames of clients' traffic go.
+    pub relays: Arc<dyn Relays>,
 }
 
 impl TransportConfig {
@@ -104,6 +133,7 @@ impl TransportConfig {
             versions: VersionRange::OURS,
             timings: Timings::default(),
             events: 256,
+            relays: Arc::new(NoRelays),
         }
     }
 }
@@ -263,6 +293,7 @@ struct Shared {
     /// Of each node number; held from `Up` to `Down`, so that events of two links never mix.
     turns: [tokio::sync::Mutex<()>; MAX_NODES],
     events: mpsc::Sender<LinkEvent>,
+    relays: Arc<dyn Relays>,
     refusals: Refusals,
     phase: watch::Sender<Phase>,
     tasks: watch::Sender<usize>,
@@ -413,6 +444,7 @@ impl Shared {
                             outgoing,
                             traffic: Arc::clone(&peer.traffic),
                             events: self.events.clone(),
+                            relays: Arc::clone(&self.relays),
                             timings: self.timings,
                         },
                         LinkEvent::Up {
@@ -470,8 +502,10 @@ impl Shared {
             );
         }
         self.emit(up).await;
+        self.relays.up(peer.pnn);
         let (reader, writer) = stream.into_split();
         let reason = link.run(reader, writer).await;
+        self.relays.down(peer.pnn);
         tracing::info!(node = %peer.pnn, peer = %peer.address, ?incarnation, %reason, "link down");
         peer.problem(reason.to_string(), false);
         self.emit(LinkEvent::Down {
@@ -536,6 +570,7 @@ impl Transport {
             peers: Mutex::new([const { None }; MAX_NODES]),
             turns: [const { tokio::sync::Mutex::const_new(()) }; MAX_NODES],
             events,
+            relays: config.relays,
             refusals: Refusals::default(),
             phase: watch::Sender::new(Phase::Running),
             tasks: watch::Sender::new(0),
@@ -630,6 +665,19 @@ impl TransportHandle {
             }
         }
         reached
+    }
+
+    /// Queues a relay frame for one peer, unless as much waits already as clients' traffic may
+    /// take of the queue; [`Relays::room`] then says when to try again.
+    pub fn relay(&self, pnn: Pnn, frame: &Arc<[u8]>) -> Relayed {
+        let all = lock(&self.shared.peers);
+        let Some(peer) = &all[pnn.index()] else {
+            return Relayed::NoLink;
+        };
+        match &*lock(&peer.newest) {
+            Some(slot) if slot.up => slot.outgoing.push_relay(frame),
+            _ => Relayed::NoLink,
+        }
     }
 
     /// Closes the link with a peer. It is made anew as after any other end.

@@ -8,9 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ctdb_core::authority::LockNews;
 use ctdb_ebpf::deadman::Deadman;
 use ctdbd::config::{ClusterLock, LockKind};
-use ctdbd::lock::{LockClient, LockEvent, Setup};
+use ctdbd::lock::{LockClient, Setup};
 use ctdbd::process::Children;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc::Receiver;
@@ -22,7 +23,7 @@ const VALIDITY: Duration = Duration::from_secs(2);
 /// A daemon's end of a lock.
 struct Holder {
     client: LockClient,
-    events: Receiver<LockEvent>,
+    events: Receiver<LockNews>,
     children: Children,
 }
 
@@ -54,7 +55,7 @@ impl Holder {
         Self::new(&[PROGRAM, "--lock-helper", "fcntl", path, "0.2", "1"])
     }
 
-    async fn event(&mut self) -> LockEvent {
+    async fn event(&mut self) -> LockNews {
         tokio::time::timeout(PATIENCE, self.events.recv())
             .await
             .expect("no event in time")
@@ -63,14 +64,14 @@ impl Holder {
 
     async fn held(&mut self) -> u64 {
         loop {
-            if let LockEvent::Held { tenure, .. } = self.event().await {
+            if let LockNews::Held { tenure, .. } = self.event().await {
                 return tenure;
             }
         }
     }
 
     async fn lost(&mut self) {
-        while !matches!(self.event().await, LockEvent::Lost { .. }) {}
+        while !matches!(self.event().await, LockNews::Lost { .. }) {}
     }
 
     /// Waits until it shows this state.
@@ -127,7 +128,7 @@ async fn one_holds_the_file_and_proves_it_and_the_next_takes_over() {
     let tenure = first.held().await;
     let mut last = None;
     for _ in 0..4 {
-        let LockEvent::Proved { tenure: of, at } = first.event().await else {
+        let LockNews::Proved { tenure: of, at } = first.event().await else {
             panic!("no proof");
         };
         assert_eq!(of, tenure);
@@ -217,7 +218,7 @@ async fn helpers_of_others_work_unmodified() {
     for _ in 0..2 {
         assert!(matches!(
             holder.event().await,
-            LockEvent::Proved { tenure: of, .. } if of == tenure
+            LockNews::Proved { tenure: of, .. } if of == tenure
         ));
     }
     kill_process(holder.pid(), Signal::KILL).unwrap();
@@ -350,7 +351,7 @@ async fn etcd_gives_the_lock_to_one_and_takes_it_back() {
     for _ in 0..3 {
         assert!(matches!(
             first.event().await,
-            LockEvent::Proved { tenure: of, .. } if of == tenure
+            LockNews::Proved { tenure: of, .. } if of == tenure
         ));
     }
     let mut second = etcd.holder();

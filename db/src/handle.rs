@@ -34,6 +34,8 @@ pub struct Tdb {
     /// Read traverses running: no changes meanwhile.
     pub(crate) read_traverses: u32,
     pub(crate) running: Option<Running>,
+    /// For [`Tdb::fetch_with`].
+    pub(crate) buffer: Vec<u8>,
     /// The mutex area, if chains are locked by mutexes.
     pub(crate) mutexes: Option<MutexArea>,
     /// Ends every wait of this handle when set.

@@ -66,12 +66,24 @@ pub fn jenkins(key: &[u8]) -> u32 {
     final_row(c, b, 24)
 }
 
+/// `5 * i mod 24` for the `i`th byte: repeats every 24 bytes.
+const SHIFTS: [u32; 24] = {
+    let mut shifts = [0; 24];
+    let mut i = 0;
+    while i < 24 {
+        shifts[i] = (5 * i as u32) % 24;
+        i += 1;
+    }
+    shifts
+};
+
 /// The gdbm-style default hash (A.4.2).
 pub fn old(key: &[u8]) -> u32 {
     let mut value = 0x238F_13AFu32.wrapping_mul(key.len() as u32);
-    for (i, byte) in key.iter().enumerate() {
-        // `5 * i mod 24` repeats every 24 bytes, so a long key cannot overflow the product.
-        value = value.wrapping_add(u32::from(*byte) << ((5 * (i % 24)) % 24));
+    for part in key.chunks(SHIFTS.len()) {
+        for (byte, shift) in part.iter().zip(SHIFTS) {
+            value = value.wrapping_add(u32::from(*byte) << shift);
+        }
     }
     1_103_515_243u32.wrapping_mul(value).wrapping_add(12345)
 }
@@ -87,10 +99,17 @@ fn final_row(x: u32, z: u32, k: u32) -> u32 {
 }
 
 /// Up to 12 bytes, padded with zeros, as three little-endian words.
+#[inline]
 fn three_words(bytes: &[u8]) -> (u32, u32, u32) {
-    let mut words = [0u32; 3];
-    for (i, byte) in bytes.iter().take(12).enumerate() {
-        words[i / 4] |= u32::from(*byte) << (8 * (i % 4));
+    let mut words = [0; 3];
+    let (whole, rest) = bytes.as_chunks::<4>();
+    for (word, bytes) in words.iter_mut().zip(whole) {
+        *word = u32::from_le_bytes(*bytes);
+    }
+    if let Some(word) = words.get_mut(whole.len()) {
+        for (i, byte) in rest.iter().enumerate() {
+            *word |= u32::from(*byte) << (8 * i);
+        }
     }
     (words[0], words[1], words[2])
 }

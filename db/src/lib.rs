@@ -64,11 +64,13 @@
 //! [`OpenOptions::max_record_len`]. A damaged or truncated file gives [`Error::Corrupt`].
 #![deny(unsafe_code)]
 
+mod backing;
 mod check;
 #[cfg(test)]
 mod crash_tests;
 pub mod dump;
 mod error;
+mod fast;
 pub mod format;
 mod handle;
 pub mod hash;

@@ -331,7 +331,9 @@ impl LockTable {
     }
 
     pub(crate) fn remove(&mut self, name: LockName) {
-        self.held.retain(|held| held.name != name);
+        if let Some(at) = self.held.iter().position(|held| held.name == name) {
+            self.held.swap_remove(at);
+        }
     }
 
     /// Whether a chain or the freelist is held.
@@ -522,26 +524,28 @@ mod tests {
             tdb.store(key, b"1", StoreMode::Replace).unwrap();
         }
         trace::take();
+        // Not libtdb's row, which locks for every record: a chain is copied under one lock.
+        let note_callback = || trace::note(Range { start: 0, len: 1 }, None, true);
+        tdb.traverse(TraverseKind::Read, |_, _, _| {
+            note_callback();
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        let want = "R 168; U 168; R 176; U 176; try U 0; try U 0";
+        assert_eq!(trace::take(), want);
         let mut recs = Vec::new();
-        for (kind, lock) in [(TraverseKind::Read, "R"), (TraverseKind::Write, "W")] {
-            recs.clear();
-            tdb.traverse(kind, |tdb, _, _| {
-                recs.push(tdb.positions[0]);
-                trace::note(Range { start: 0, len: 1 }, None, true);
-                Ok(ControlFlow::Continue(()))
-            })
-            .unwrap();
-            let (a, b) = (recs[0], recs[1]);
-            let callback = "try U 0";
-            let mut want = format!(
-                "{lock} 168; U 168; {lock} 176; R {a}; U 176; {callback}; {lock} 176; U {a}; \
-                 R {b}; U 176; {callback}; {lock} 176; U {b}; U 176"
-            );
-            if kind == TraverseKind::Write {
-                want = format!("W 8; {want}; U 8");
-            }
-            assert_eq!(trace::take(), want);
-        }
+        tdb.traverse(TraverseKind::Write, |tdb, _, _| {
+            recs.push(tdb.positions[0]);
+            note_callback();
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        let (a, b) = (recs[0], recs[1]);
+        let want = format!(
+            "W 8; W 168; U 168; W 176; R {a}; U 176; try U 0; W 176; U {a}; R {b}; U 176; try U 0; \
+             W 176; U {b}; U 176; U 8"
+        );
+        assert_eq!(trace::take(), want);
         tdb.transaction_start().unwrap();
         assert_eq!(trace::take(), "W 8; try R [168,180); R [180,inf)");
         tdb.store(b"a", b"in a transaction", StoreMode::Replace)

@@ -203,6 +203,13 @@ impl MutexArea {
         })
     }
 
+    /// Not an atomic addition: one thread at a time uses the handle.
+    fn count(&self, change: isize) {
+        let held = self.held.load(Ordering::Relaxed);
+        self.held
+            .store(held.saturating_add_signed(change), Ordering::Relaxed);
+    }
+
     fn area(&self) -> Result<&Map, MutexError> {
         self.map.as_ref().ok_or(MutexError::Faulted)
     }
@@ -235,6 +242,7 @@ impl MutexArea {
         }
     }
 
+    #[inline]
     fn place(&self, which: Which) -> Option<*mut pthread_mutex_t> {
         if matches!(which, Which::Nth(n) if n > self.chains) {
             return None;
@@ -248,6 +256,7 @@ impl MutexArea {
     }
 
     /// The mutex, if its bytes are those of one of ours.
+    #[inline]
     fn checked(&self, which: Which) -> Result<*mut pthread_mutex_t, MutexError> {
         let mutex = self.place(which).ok_or(MutexError::Damaged)?;
         let word = self.area()?.load(Self::offset(which) + self.kind.at);
@@ -257,6 +266,31 @@ impl MutexArea {
         } else {
             Err(MutexError::Damaged)
         }
+    }
+
+    /// Takes a mutex that is free, and nothing else. `false`: not taken.
+    #[inline]
+    pub(crate) fn try_quickly(&self, index: u32) -> bool {
+        let Ok(mutex) = self.checked(Which::Nth(index)) else {
+            return false;
+        };
+        // SAFETY: an initialised mutex of ours in the map, which stays while it is held.
+        let result = unsafe { libc::pthread_mutex_trylock(mutex) };
+        if !matches!(result, 0 | libc::EOWNERDEAD) {
+            return false;
+        }
+        self.count(1);
+        if result == libc::EOWNERDEAD && self.make_consistent(Which::Nth(index)).is_err() {
+            self.unlock_quickly(index);
+            return false;
+        }
+        true
+    }
+
+    /// Gives back what [`Self::try_quickly`] took. `false`: something is wrong, ask the general way.
+    #[inline]
+    pub(crate) fn unlock_quickly(&self, index: u32) -> bool {
+        self.unlock(Which::Nth(index)).is_ok()
     }
 
     fn check_fault(&self) -> Result<(), MutexError> {
@@ -269,7 +303,7 @@ impl MutexArea {
     fn result(&self, result: c_int) -> Result<Got, MutexError> {
         // A mutex in an area that was truncated meanwhile is taken from nobody. Its memory stays.
         if matches!(result, 0 | libc::EOWNERDEAD) {
-            self.held.fetch_add(1, Ordering::Relaxed);
+            self.count(1);
         }
         self.check_fault()?;
         match result {
@@ -317,12 +351,13 @@ impl Mutexes for MutexArea {
         }
     }
 
+    #[inline]
     fn unlock(&self, which: Which) -> Result<(), MutexError> {
         let mutex = self.checked(which)?;
         // SAFETY: an initialised mutex of ours; who does not hold it is refused.
         match unsafe { libc::pthread_mutex_unlock(mutex) } {
             0 => {
-                self.held.fetch_sub(1, Ordering::Relaxed);
+                self.count(-1);
                 self.check_fault()
             }
             libc::EPERM => Err(MutexError::NotOwner),
@@ -336,6 +371,7 @@ impl Mutexes for MutexArea {
         check(unsafe { libc::pthread_mutex_consistent(mutex) }).map_err(MutexError::System)
     }
 
+    #[inline]
     fn state(&self) -> u16 {
         self.map
             .as_ref()

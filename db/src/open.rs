@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use crate::backing::Backing;
 use crate::error::{Error, Fault, Result};
 use crate::format::{
     ByteOrder, DEFAULT_HASH_SIZE, FEATURE_MUTEX, Geometry, HEADER_LEN, Header, HeaderFault,
@@ -17,7 +18,7 @@ use crate::handle::Tdb;
 use crate::hash::HashKind;
 use crate::lock::{LockKind, LockName, LockTable, Wait, acquire, release};
 use crate::mutex::{self, MutexArea};
-use crate::storage::{Access, Backing, Storage};
+use crate::storage::{Access, Storage};
 
 bitflags::bitflags! {
     /// Open flags of libtdb, with its numbers (A.5).
@@ -447,6 +448,7 @@ impl Tdb {
             positions: Vec::new(),
             read_traverses: 0,
             running: None,
+            buffer: Vec::new(),
             mutexes: None,
             cancelled: None,
         })

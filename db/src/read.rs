@@ -6,6 +6,7 @@ use crate::error::{Error, Fault, Result};
 use crate::format::{RECORD_LEN, RecordHeader, RecordKind};
 use crate::handle::Tdb;
 use crate::lock::{LockKind, LockName, Wait};
+use crate::storage::Search;
 use crate::walk::LoopGuard;
 
 /// A record and where it is.
@@ -23,6 +24,21 @@ type Visited = (Vec<u8>, Vec<u8>);
 /// How often a walk through one chain may lose its place because others moved records.
 const MAX_RESTARTS: u32 = 100;
 
+/// Largest buffer that a handle keeps.
+const KEPT_BUFFER: usize = 256 << 10;
+
+/// Key and data bytes of one chain that a read traverse copies at a time, and records.
+const BATCH_BYTES: usize = 256 << 10;
+const BATCH_RECORDS: usize = 1024;
+
+/// Records copied from a chain: keys and data, one after another.
+#[derive(Debug, Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    /// Lengths of key and data.
+    records: Vec<(u32, u32)>,
+}
+
 /// A traverse's way through one chain.
 #[derive(Debug)]
 struct Walk {
@@ -32,6 +48,18 @@ struct Walk {
     position: Option<u32>,
     guard: LoopGuard,
     restarts: u32,
+}
+
+impl Walk {
+    fn new(chain: u32, kind: LockKind, size: u32) -> Self {
+        Self {
+            chain,
+            kind,
+            position: None,
+            guard: LoopGuard::new(size),
+            restarts: 0,
+        }
+    }
 }
 
 /// Whether a traverse may change records.
@@ -123,6 +151,13 @@ impl Tdb {
 
     /// The record of `key`. Chain locked.
     pub(crate) fn find(&mut self, key: &[u8], hash: u32) -> Result<Option<Found>> {
+        let head = self.geometry.head(self.geometry.chain(hash));
+        let data_start = self.geometry.data_start();
+        match self.storage.find_in_map(head, data_start, hash, key) {
+            Search::Found(found) => return Ok(Some(found)),
+            Search::Absent => return Ok(None),
+            Search::Unclear => {}
+        }
         self.walk_chain(self.geometry.chain(hash), |tdb, found| {
             let record = &found.record;
             let same = record.kind() == RecordKind::Used
@@ -152,6 +187,10 @@ impl Tdb {
 
     /// The data of `key`. Locks its chain shared.
     pub fn fetch(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut data = Vec::new();
+        if let Some(found) = self.fetch_fast(key, &mut data)? {
+            return Ok(found.then_some(data));
+        }
         let hash = self.hash.hash(key);
         let chain = LockName::Chain(self.geometry.chain(hash));
         self.with_lock(chain, LockKind::Shared, |tdb| {
@@ -160,6 +199,48 @@ impl Tdb {
                 None => Ok(None),
             }
         })
+    }
+
+    /// Appends the data of `key` to `data`; whether it exists. As [`Self::fetch`], without a vector of
+    /// its own.
+    pub fn fetch_into(&mut self, key: &[u8], data: &mut Vec<u8>) -> Result<bool> {
+        if let Some(found) = self.fetch_fast(key, data)? {
+            return Ok(found);
+        }
+        let hash = self.hash.hash(key);
+        let chain = LockName::Chain(self.geometry.chain(hash));
+        self.with_lock(chain, LockKind::Shared, |tdb| {
+            let Some(found) = tdb.find(key, hash)? else {
+                return Ok(false);
+            };
+            let RecordHeader {
+                key_len, data_len, ..
+            } = found.record;
+            if data_len > tdb.max_record_len {
+                return Err(Error::TooLarge(u64::from(data_len)));
+            }
+            let at = found.offset + RECORD_LEN + key_len;
+            tdb.storage.append_to(at, data_len, data)?;
+            Ok(true)
+        })
+    }
+
+    /// What `look` makes of the data of `key`. It gets a copy, in a buffer that the handle keeps: the
+    /// file's own bytes can change at any time. The chain is no longer locked when it runs.
+    pub fn fetch_with<T>(
+        &mut self,
+        key: &[u8],
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let found = self.fetch_into(key, &mut buffer);
+        let seen = found.map(|found| found.then(|| look(&buffer)));
+        // One record of many megabytes must not be kept for ever.
+        if buffer.capacity() <= KEPT_BUFFER {
+            self.buffer = buffer;
+        }
+        seen
     }
 
     /// Whether `key` exists. Locks its chain shared.
@@ -173,10 +254,15 @@ impl Tdb {
 
     /// Calls `visit` with every record until it breaks; the number of records visited.
     ///
-    /// While `visit` runs no chain is locked, but the record that it sees cannot be freed. A
-    /// record that others store or delete meanwhile is visited or not; every other exactly once -
-    /// except beside a libtdb handle with `VOLATILE`, which reuses deleted records without looking
-    /// whether somebody stands there: then records of that chain can come twice.
+    /// While `visit` runs no chain is locked. A record that others store or delete meanwhile is visited
+    /// or not, and as it was at some moment of the traverse; every other exactly once - except beside
+    /// a libtdb handle with `VOLATILE`, which reuses deleted records without looking whether somebody
+    /// stands there: then records of that chain can come twice.
+    ///
+    /// A read traverse copies a chain's records (256 KiB or 1,024 of them at a time) and then shows
+    /// them: a lock and an unlock per chain, where libtdb needs four system calls per record. A
+    /// write traverse locks for every record, so that `visit` never sees one that it has deleted; the
+    /// record that it sees cannot be freed.
     pub fn traverse(
         &mut self,
         kind: TraverseKind,
@@ -199,7 +285,10 @@ impl Tdb {
                 LockKind::Exclusive
             }
         };
-        let result = self.traverse_chains(chain_kind, &mut visit);
+        let result = match kind {
+            TraverseKind::Read => self.traverse_batches(&mut visit),
+            TraverseKind::Write => self.traverse_chains(chain_kind, &mut visit),
+        };
         let unlocked = match kind {
             TraverseKind::Read => {
                 self.read_traverses -= 1;
@@ -208,6 +297,99 @@ impl Tdb {
             TraverseKind::Write => self.unlock(LockName::Transaction),
         };
         result.and_then(|count| unlocked.map(|()| count))
+    }
+
+    fn traverse_batches(
+        &mut self,
+        visit: &mut impl FnMut(&mut Self, &[u8], &[u8]) -> Result<ControlFlow<()>>,
+    ) -> Result<u64> {
+        let mut count = 0;
+        let mut heads = Heads::default();
+        let mut batch = Batch::default();
+        for chain in 0..self.geometry.hash_size() {
+            if chain != 0 && heads.get(self, chain)? == 0 {
+                continue;
+            }
+            let mut walk = Walk::new(chain, LockKind::Shared, self.storage.size());
+            loop {
+                let more = match self.copy_batch(&mut walk, &mut batch) {
+                    Ok(more) => more,
+                    Err(error) => {
+                        self.leave(walk.position)?;
+                        return Err(error);
+                    }
+                };
+                let mut at = 0;
+                for (key_len, data_len) in &batch.records {
+                    let (key_len, data_len) = (*key_len as usize, *data_len as usize);
+                    let key = &batch.bytes[at..at + key_len];
+                    let data = &batch.bytes[at + key_len..at + key_len + data_len];
+                    at += key_len + data_len;
+                    count += 1;
+                    let flow = visit(self, key, data);
+                    if !matches!(flow, Ok(ControlFlow::Continue(()))) {
+                        self.leave(walk.position)?;
+                        return flow.map(|_| count);
+                    }
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Copies the next records of a chain. `true`: there may be more; we stand on the last of these.
+    fn copy_batch(&mut self, walk: &mut Walk, batch: &mut Batch) -> Result<bool> {
+        batch.bytes.clear();
+        batch.records.clear();
+        self.with_lock(LockName::Chain(walk.chain), walk.kind, |tdb| {
+            let mut offset = tdb.traverse_from(walk)?;
+            while offset != 0 {
+                if !walk.guard.step(offset) {
+                    tdb.restart(walk)?;
+                }
+                let record = tdb.read_checked(offset)?;
+                match record.kind() {
+                    RecordKind::Dead => {}
+                    RecordKind::Used if record.payload_fits() => {
+                        let payload = record.key_len + record.data_len;
+                        if payload > tdb.max_record_len {
+                            return Err(Error::TooLarge(u64::from(payload)));
+                        }
+                        let at = offset + RECORD_LEN;
+                        tdb.storage.append_to(at, payload, &mut batch.bytes)?;
+                        batch.records.push((record.key_len, record.data_len));
+                        let full = batch.bytes.len() >= BATCH_BYTES
+                            || batch.records.len() >= BATCH_RECORDS;
+                        if full && record.next != 0 {
+                            tdb.stand_on(walk, offset)?;
+                            return Ok(true);
+                        }
+                    }
+                    _ => return Err(tdb.storage.corrupt(offset, Fault::BadMagic(record.magic))),
+                }
+                offset = record.next;
+            }
+            let before = walk.position.take();
+            tdb.leave(before)?;
+            Ok(false)
+        })
+    }
+
+    /// The walk's place is the record at `offset` from here on: it cannot be freed. Chain locked, so
+    /// nothing can be freed between the former place and this.
+    fn stand_on(&mut self, walk: &mut Walk, offset: u32) -> Result<()> {
+        let before = walk.position.take();
+        self.leave(before)?;
+        if self.locks.all.is_none() {
+            let name = LockName::Record(offset);
+            self.lock_range(name, LockKind::Shared, self.wait)?;
+        }
+        self.positions.push(offset);
+        walk.position = Some(offset);
+        Ok(())
     }
 
     fn traverse_chains(
@@ -222,13 +404,7 @@ impl Tdb {
             if chain != 0 && heads.get(self, chain)? == 0 {
                 continue;
             }
-            let mut walk = Walk {
-                chain,
-                kind,
-                position: None,
-                guard: LoopGuard::new(self.storage.size()),
-                restarts: 0,
-            };
+            let mut walk = Walk::new(chain, kind, self.storage.size());
             loop {
                 let (key, data) = match self.traverse_step(&mut walk) {
                     Ok(Some(record)) => record,
@@ -263,15 +439,7 @@ impl Tdb {
                     RecordKind::Used if record.payload_fits() => {
                         let key = tdb.payload(offset, 0, record.key_len)?;
                         let data = tdb.payload(offset, record.key_len, record.data_len)?;
-                        // The chain is locked: nothing can be freed between the two.
-                        let before = walk.position.take();
-                        tdb.leave(before)?;
-                        if tdb.locks.all.is_none() {
-                            let name = LockName::Record(offset);
-                            tdb.lock_range(name, LockKind::Shared, tdb.wait)?;
-                        }
-                        tdb.positions.push(offset);
-                        walk.position = Some(offset);
+                        tdb.stand_on(walk, offset)?;
                         return Ok(Some((key, data)));
                     }
                     _ => return Err(tdb.storage.corrupt(offset, Fault::BadMagic(record.magic))),

@@ -87,7 +87,7 @@ pub(crate) fn lock_one<M: Mutexes>(
             return Ok(());
         }
         let state = area.state();
-        if state == NOBODY || (state == SHARED && kind == LockKind::Shared) {
+        if state == NOBODY || (kind == LockKind::Shared && lets_readers_in(state)) {
             return Ok(());
         }
         area.unlock(Which::Nth(index))?;
@@ -95,6 +95,12 @@ pub(crate) fn lock_one<M: Mutexes>(
         take(area, Which::All, patience)?;
         area.unlock(Which::All)?;
     }
+}
+
+/// Whether who takes a chain for reading may have it in that state.
+#[inline]
+pub(crate) fn lets_readers_in(state: u16) -> bool {
+    state == NOBODY || state == SHARED
 }
 
 /// Whether who holds a chain for reading may change it: nobody has, or is about to have, all records.

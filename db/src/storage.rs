@@ -8,157 +8,16 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Fault, Result};
-use crate::format::{ByteOrder, FILL_WORD, RECORD_LEN, RecordHeader};
-use crate::map::Map;
-
-/// Where the bytes are.
-#[derive(Debug)]
-pub(crate) enum Backing {
-    /// A file. The mapping of logical to physical offsets is the storage's.
-    File(File),
-    /// Memory only.
-    Memory(Vec<u8>),
-    /// Memory that notes every change and can be full, for crash tests.
-    #[cfg(test)]
-    Recorded {
-        bytes: Vec<u8>,
-        log: Vec<Change>,
-        limit: u64,
-    },
-}
-
-/// One change of a recorded backing.
+use crate::backing::Backing;
 #[cfg(test)]
-#[derive(Clone, Debug)]
-pub(crate) enum Change {
-    /// Bytes were written.
-    Write(u64, Vec<u8>),
-    /// The file was extended with zeros.
-    Grow(u64),
-    /// Everything before is on stable storage.
-    Sync,
-}
-
-impl Backing {
-    /// Physical size.
-    fn len(&self) -> io::Result<u64> {
-        match self {
-            Self::File(file) => Ok(file.metadata()?.len()),
-            Self::Memory(bytes) => Ok(bytes.len() as u64),
-            #[cfg(test)]
-            Self::Recorded { bytes, .. } => Ok(bytes.len() as u64),
-        }
-    }
-
-    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        match self {
-            Self::File(file) => file.read_exact_at(buf, at),
-            Self::Memory(bytes) => read_memory(bytes, at, buf),
-            #[cfg(test)]
-            Self::Recorded { bytes, .. } => read_memory(bytes, at, buf),
-        }
-    }
-
-    fn write_at(&mut self, at: u64, data: &[u8]) -> io::Result<()> {
-        match self {
-            Self::File(file) => file.write_all_at(data, at),
-            Self::Memory(bytes) => write_memory(bytes, at, data),
-            #[cfg(test)]
-            Self::Recorded { bytes, log, .. } => {
-                log.push(Change::Write(at, data.to_vec()));
-                write_memory(bytes, at, data)
-            }
-        }
-    }
-
-    /// Extends from `old` to `new` bytes; the new space exists on the medium.
-    fn grow(&mut self, old: u64, new: u64) -> io::Result<()> {
-        match self {
-            Self::File(file) => grow_file(file, old, new),
-            Self::Memory(bytes) => grow_memory(bytes, new),
-            #[cfg(test)]
-            Self::Recorded { bytes, log, limit } => {
-                if new > *limit {
-                    return Err(io::ErrorKind::StorageFull.into());
-                }
-                log.push(Change::Grow(new));
-                grow_memory(bytes, new)
-            }
-        }
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        match self {
-            Self::File(file) => file.sync_data(),
-            Self::Memory(_) => Ok(()),
-            #[cfg(test)]
-            Self::Recorded { log, .. } => {
-                log.push(Change::Sync);
-                Ok(())
-            }
-        }
-    }
-}
-
-fn read_memory(bytes: &[u8], at: u64, buf: &mut [u8]) -> io::Result<()> {
-    let source = usize::try_from(at)
-        .ok()
-        .and_then(|at| bytes.get(at..at.checked_add(buf.len())?))
-        .ok_or(io::ErrorKind::UnexpectedEof)?;
-    buf.copy_from_slice(source);
-    Ok(())
-}
-
-fn write_memory(bytes: &mut [u8], at: u64, data: &[u8]) -> io::Result<()> {
-    let target = usize::try_from(at)
-        .ok()
-        .and_then(|at| bytes.get_mut(at..at.checked_add(data.len())?))
-        .ok_or(io::ErrorKind::UnexpectedEof)?;
-    target.copy_from_slice(data);
-    Ok(())
-}
-
-fn grow_memory(bytes: &mut Vec<u8>, new: u64) -> io::Result<()> {
-    let new = usize::try_from(new).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    bytes
-        .try_reserve(new.saturating_sub(bytes.len()))
-        .map_err(|_| io::ErrorKind::OutOfMemory)?;
-    bytes.resize(new, 0);
-    Ok(())
-}
-
-/// Reserves the new range on the medium, so that a later write through somebody's map cannot hit a
-/// full disk.
-fn grow_file(file: &File, old: u64, new: u64) -> io::Result<()> {
-    let (Ok(start), Ok(len)) = (i64::try_from(old), i64::try_from(new - old)) else {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    };
-    match nix::fcntl::posix_fallocate(file, start, len) {
-        Ok(()) => Ok(()),
-        Err(nix::Error::EOPNOTSUPP | nix::Error::EINVAL | nix::Error::ENOSYS) => {
-            let fill = [FILL_WORD.to_ne_bytes()[0]; 8192];
-            let mut at = old;
-            while at < new {
-                let piece = (new - at).min(fill.len() as u64) as usize;
-                if let Err(error) = file.write_all_at(&fill[..piece], at) {
-                    file.set_len(old)?;
-                    return Err(error);
-                }
-                at += piece as u64;
-            }
-            Ok(())
-        }
-        Err(error) => {
-            // The file may have grown in part.
-            file.set_len(old)?;
-            Err(error.into())
-        }
-    }
-}
+use crate::backing::Change;
+use crate::error::{Error, Fault, Result};
+use crate::format::{ByteOrder, DEAD_MAGIC, RECORD_LEN, RecordHeader, USED_MAGIC};
+use crate::map::Map;
+use crate::read::Found;
+use crate::walk::LoopGuard;
 
 /// What a transaction changed: whole blocks, by number.
 #[derive(Debug, Default)]
@@ -183,6 +42,17 @@ pub(crate) struct Storage {
     /// The file from `base` on, as long as it was when last looked at.
     map: Option<Map>,
     access: Access,
+}
+
+/// What a search through the map came to.
+#[derive(Debug)]
+pub(crate) enum Search {
+    /// The record.
+    Found(Found),
+    /// There is none.
+    Absent,
+    /// It cannot be said this way; the slow way names the fault.
+    Unclear,
 }
 
 /// How the bytes of a file are reached.
@@ -471,6 +341,12 @@ impl Storage {
 
     /// Writes `data` at `offset`.
     pub(crate) fn write(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        if self.access == Access::MapToWrite
+            && let Some(map) = self.plain_map()
+            && map.write(offset as usize, data)
+        {
+            return self.was_there(map, offset);
+        }
         let len = u32::try_from(data.len()).map_err(|_| Error::TooLarge(data.len() as u64))?;
         self.covers(offset, len)?;
         if self.overlay.is_none() {
@@ -521,9 +397,14 @@ impl Storage {
         self.covers(offset, len)?;
         let before = bytes.len();
         let wanted = len as usize;
-        bytes
-            .try_reserve_exact(wanted)
-            .map_err(|_| Error::NoMemory(wanted))?;
+        if bytes.capacity() - before < wanted {
+            let reserved = if before == 0 {
+                bytes.try_reserve_exact(wanted)
+            } else {
+                bytes.try_reserve(wanted)
+            };
+            reserved.map_err(|_| Error::NoMemory(wanted))?;
+        }
         if let Some(map) = self.plain_map()
             && map.append_to(offset as usize, wanted, bytes)
         {
@@ -542,7 +423,7 @@ impl Storage {
             self.was_there(map, offset)?;
             return Ok(same);
         }
-        let mut buf = [0; 256];
+        let mut buf = [0; 4096];
         let mut at = offset;
         for part in expected.chunks(buf.len()) {
             let buf = &mut buf[..part.len()];
@@ -553,6 +434,130 @@ impl Storage {
             at += part.len() as u32;
         }
         Ok(true)
+    }
+
+    /// Looks for a key along the chain whose head is at `head`, through the map, with all checks that
+    /// [`crate::walk`] makes.
+    #[inline]
+    pub(crate) fn find_in_map(&self, head: u32, data_start: u32, hash: u32, key: &[u8]) -> Search {
+        self.search_map(head, data_start, hash, key)
+            .unwrap_or(Search::Unclear)
+    }
+
+    #[inline]
+    fn search_map(&self, head: u32, data_start: u32, hash: u32, key: &[u8]) -> Option<Search> {
+        let map = self.plain_map()?;
+        if self.order != ByteOrder::NATIVE {
+            return None;
+        }
+        let mut link = head;
+        let mut offset = map.load(head as usize)?;
+        let mut guard = LoopGuard::new(self.size);
+        while offset != 0 {
+            if offset < data_start || !guard.step(offset) {
+                return None;
+            }
+            let at = offset as usize;
+            let [next, rec_len, key_len, data_len, full_hash, magic] = map.load_words::<6>(at)?;
+            let payload = key_len.checked_add(data_len)?;
+            let inside = at + RECORD_LEN as usize + rec_len as usize <= map.len();
+            let sound = matches!(magic, USED_MAGIC | DEAD_MAGIC)
+                && rec_len >= 4
+                && rec_len.is_multiple_of(4)
+                && inside
+                && payload <= rec_len;
+            if !sound {
+                return None;
+            }
+            if full_hash == hash
+                && magic == USED_MAGIC
+                && key_len as usize == key.len()
+                && map.equals(at + RECORD_LEN as usize, key)?
+            {
+                let record = RecordHeader {
+                    next,
+                    rec_len,
+                    key_len,
+                    data_len,
+                    full_hash,
+                    magic,
+                };
+                let found = Found {
+                    offset,
+                    record,
+                    link,
+                };
+                return (!map.has_faulted()).then_some(Search::Found(found));
+            }
+            link = offset;
+            offset = next;
+        }
+        (!map.has_faulted()).then_some(Search::Absent)
+    }
+
+    /// The record header at `offset` if it passes every check of [`Tdb::read_checked`], through the
+    /// map. `None`: the slow way names the fault, or reads past the map.
+    ///
+    /// [`Tdb::read_checked`]: crate::Tdb::read_checked
+    #[inline]
+    pub(crate) fn record_in_map(&self, offset: u32, data_start: u32) -> Option<RecordHeader> {
+        let map = self.plain_map()?;
+        if offset < data_start || !offset.is_multiple_of(4) {
+            return None;
+        }
+        let at = offset as usize;
+        let words = map.load_words::<6>(at)?;
+        let [next, rec_len, key_len, data_len, full_hash, magic] =
+            if self.order == ByteOrder::NATIVE {
+                words
+            } else {
+                words.map(u32::swap_bytes)
+            };
+        let header = RECORD_LEN as usize;
+        let sound = rec_len >= 4
+            && rec_len.is_multiple_of(4)
+            && at + header + rec_len as usize <= map.len()
+            && (next == 0 || (next >= data_start && next as usize + header <= map.len()))
+            && !map.has_faulted();
+        sound.then_some(RecordHeader {
+            next,
+            rec_len,
+            key_len,
+            data_len,
+            full_hash,
+            magic,
+        })
+    }
+
+    /// A word through the map.
+    #[inline]
+    pub(crate) fn map_word(&self, offset: u32) -> Option<u32> {
+        let map = self.plain_map()?;
+        let word = map.load(offset as usize)?;
+        (!map.has_faulted()).then_some(self.ordered(word))
+    }
+
+    /// Appends bytes through the map. `false`: not possible, and nothing was appended.
+    #[inline]
+    pub(crate) fn copy_from_map(&self, offset: u32, len: u32, bytes: &mut Vec<u8>) -> bool {
+        let Some(map) = self.plain_map() else {
+            return false;
+        };
+        let (at, wanted, before) = (offset as usize, len as usize, bytes.len());
+        // The file has that many bytes, so that no damaged length asks for more.
+        if at + wanted > map.len() || bytes.try_reserve_exact(wanted).is_err() {
+            return false;
+        }
+        let copied = map.append_to(at, wanted, bytes) && !map.has_faulted();
+        if !copied {
+            bytes.truncate(before);
+        }
+        copied
+    }
+
+    /// Whether writes are cheap enough to make several.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.overlay.is_some() || self.map.is_some()
     }
 
     /// A word as the machine read it, in the file's order.
@@ -596,6 +601,12 @@ impl Storage {
 
     /// Writes a word.
     pub(crate) fn write_word(&mut self, offset: u32, word: u32) -> Result<()> {
+        if self.access == Access::MapToWrite
+            && let Some(map) = self.plain_map()
+            && map.store(offset as usize, self.ordered(word))
+        {
+            return self.was_there(map, offset);
+        }
         self.write(offset, &self.order.bytes(word))
     }
 

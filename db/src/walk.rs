@@ -6,7 +6,16 @@ use crate::handle::Tdb;
 
 impl Tdb {
     /// The record at `offset`, after all checks that a reader makes (A.3).
+    #[inline]
     pub(crate) fn read_checked(&mut self, offset: u32) -> Result<RecordHeader> {
+        let data_start = self.geometry.data_start();
+        if let Some(record) = self.storage.record_in_map(offset, data_start) {
+            return Ok(record);
+        }
+        self.read_checked_slowly(offset)
+    }
+
+    fn read_checked_slowly(&mut self, offset: u32) -> Result<RecordHeader> {
         if offset < self.geometry.data_start() || !offset.is_multiple_of(4) {
             return Err(self.storage.corrupt(offset, Fault::BadOffset));
         }
@@ -57,6 +66,7 @@ impl LoopGuard {
     }
 
     /// The walk comes to `offset`. `false`: it was there before.
+    #[inline]
     pub(crate) fn step(&mut self, offset: u32) -> bool {
         if (offset == self.mark && self.steps > 0) || self.left == 0 {
             return false;

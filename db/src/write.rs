@@ -148,15 +148,15 @@ impl Tdb {
     fn update_in_place(&mut self, found: &Found, key: &[u8], data: &[u8]) -> Result<bool> {
         let record = &found.record;
         let same_len = record.data_len as usize == data.len();
-        if same_len && self.data_of(found)? == data {
+        let data_at = found.offset + RECORD_LEN + record.key_len;
+        if same_len && self.storage.equals(data_at, data)? {
             return Ok(true);
         }
         let needed = key.len() as u64 + data.len() as u64 + u64::from(TAILER_LEN);
         if u64::from(record.rec_len) < needed {
             return Ok(false);
         }
-        self.storage
-            .write(found.offset + RECORD_LEN + record.key_len, data)?;
+        self.storage.write(data_at, data)?;
         if !same_len {
             let changed = RecordHeader {
                 data_len: data.len() as u32,
@@ -185,6 +185,14 @@ impl Tdb {
             full_hash: hash,
             magic: USED_MAGIC,
         };
+        if self.storage.is_mapped() {
+            self.storage.write_record(offset, &record)?;
+            let key_at = offset + RECORD_LEN;
+            self.storage.write(key_at, key)?;
+            self.storage.write(key_at + record.key_len, data)?;
+            return self.storage.write_word(head, offset);
+        }
+        // One system call instead of three.
         let mut bytes = Vec::new();
         let len = RECORD_LEN as usize + key.len() + data.len();
         bytes

@@ -378,13 +378,23 @@ fn locks_exclude_each_other() {
     assert_eq!(libtdb.answer(), "ok");
     assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"4");
 
-    // A traverse keeps its record's space.
+    // A read traverse shows a copy: what it stands on can be deleted, and its space used.
     tdb.set_wait(Wait::UpTo(Duration::from_secs(5)));
     let seen = tdb
         .traverse(TraverseKind::Read, |tdb, key, data| {
             assert!(matches!(tdb.delete(key), Err(Error::ReadOnly)));
             assert_eq!(libtdb.ask("del 61"), "ok");
             assert_eq!((key, data), (&b"a"[..], &b"4"[..]));
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+    assert_eq!(seen, 1);
+    assert_eq!(tdb.check().unwrap().dead, 0);
+    // A write traverse keeps its record's space.
+    libtdb.ask("put 61 34");
+    let seen = tdb
+        .traverse(TraverseKind::Write, |_, _, _| {
+            assert_eq!(libtdb.ask("del 61"), "ok");
             Ok(ControlFlow::Continue(()))
         })
         .unwrap();
@@ -446,14 +456,24 @@ fn a_record_deleted_under_a_write_traverse_stays_in_its_place() {
     assert_eq!(all(&mut tdb).len(), 50);
 }
 
+/// With chain locks as byte ranges and as mutexes.
+fn by_turns(round: u64) -> OpenFlags {
+    if round.is_multiple_of(2) {
+        OpenFlags::empty()
+    } else {
+        OpenFlags::MUTEX_LOCKING
+    }
+}
+
 /// libtdb dies in the middle of its commits; the next to open, we, finds a whole state.
 #[test]
 fn libtdb_is_killed_while_it_commits() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("f.tdb");
     let mut last = 0u64;
     for round in 0..12 {
-        let mut libtdb = Libtdb::open(&path, OpenFlags::empty(), 3);
+        let flags = by_turns(round);
+        let path = dir.path().join(format!("{}.tdb", flags.bits()));
+        let mut libtdb = Libtdb::open(&path, flags, 3);
         libtdb.send("pairs");
         let begun = libtdb.answer();
         assert!(begun.parse::<u64>().is_ok(), "{begun}");
@@ -465,7 +485,7 @@ fn libtdb_is_killed_while_it_commits() {
             acknowledged = line.unwrap();
         }
         let acknowledged: u64 = acknowledged.parse().unwrap();
-        let mut tdb = open(&path, OpenFlags::empty(), 0);
+        let mut tdb = open(&path, flags, 0);
         let left = tdb.fetch(b"left").unwrap().unwrap();
         let right = tdb.fetch(b"right").unwrap().unwrap();
         assert_eq!(left, right, "round {round}: half a transaction");
@@ -487,7 +507,9 @@ fn libtdb_is_killed_while_it_commits() {
 fn we_are_killed_while_we_commit() {
     const CHILD: &str = "CTDB_DB_TEST_COMMITTER";
     if let Some(path) = std::env::var_os(CHILD) {
-        let mut tdb = open(Path::new(&path), OpenFlags::empty(), 3);
+        let path = path.into_string().unwrap();
+        let (path, turn) = path.split_once('|').unwrap();
+        let mut tdb = open(Path::new(path), by_turns(turn.parse().unwrap()), 3);
         for i in 1u64.. {
             let data = i.to_string().repeat(i as usize % 50 + 1);
             let mut transaction = tdb.transaction().unwrap();
@@ -502,11 +524,12 @@ fn we_are_killed_while_we_commit() {
         }
     }
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("f.tdb");
     for round in 0..12 {
+        let flags = by_turns(round);
+        let path = dir.path().join(format!("{}.tdb", flags.bits()));
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "we_are_killed_while_we_commit", "--nocapture"])
-            .env(CHILD, &path)
+            .env(CHILD, format!("{}|{round}", path.display()))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -525,7 +548,7 @@ fn we_are_killed_while_we_commit() {
         for line in lines {
             acknowledged = number(&line.unwrap()).unwrap_or(acknowledged);
         }
-        let mut libtdb = Libtdb::open(&path, OpenFlags::empty(), 0);
+        let mut libtdb = Libtdb::open(&path, flags, 0);
         let left = libtdb.ask("get 6c656674");
         assert_eq!(
             left,
@@ -542,7 +565,7 @@ fn we_are_killed_while_we_commit() {
             is(acknowledged) || is(acknowledged + 1),
             "round {round}: a commit was lost"
         );
-        open(&path, OpenFlags::empty(), 0).check().unwrap();
+        open(&path, flags, 0).check().unwrap();
     }
 }
 

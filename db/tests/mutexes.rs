@@ -339,6 +339,21 @@ fn a_dead_libtdb_holds_nothing() {
         tdb.lock_all(LockKind::Exclusive).unwrap();
         tdb.unlock_all().unwrap();
     }
+    // It dies with its commit prepared: the next to lock anything puts the old content back.
+    put(&mut tdb, "a", "old");
+    for _ in 0..3 {
+        let mut peer = Peer::open(&path, FLAGS, 3);
+        for command in [
+            "transaction_start",
+            "store a new",
+            "transaction_prepare_commit",
+        ] {
+            peer.does(command);
+        }
+        peer.kill();
+        assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"old");
+        tdb.check().unwrap();
+    }
     let mut peer = Peer::open(&path, FLAGS, 3);
     peer.does("lockall");
     peer.does("unlockall");

@@ -313,3 +313,65 @@ fn check_names_the_fault() {
     assert!(matches!(check(176, head), Some((_, Fault::LinkedTwice))));
     assert!(matches!(check(44, 4), Some((4, Fault::BadRecovery))));
 }
+
+/// A chain longer than a read traverse copies at a time: every record once, also while others change
+/// the chain between two copies.
+#[test]
+fn long_chains_are_traversed_piece_by_piece() {
+    use std::ops::ControlFlow;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.tdb");
+    for flags in [OpenFlags::empty(), OpenFlags::MUTEX_LOCKING] {
+        let path = path.with_extension(flags.bits().to_string());
+        let options = OpenOptions {
+            hash_size: 1,
+            create: true,
+            flags,
+            ..OpenOptions::default()
+        };
+        let mut tdb = Tdb::open(&path, &options).unwrap();
+        let mut other = Tdb::open(&path, &options).unwrap();
+        for i in 0..3000u32 {
+            tdb.store(&i.to_le_bytes(), &[0; 7], StoreMode::Insert)
+                .unwrap();
+        }
+        tdb.store(b"big", &vec![1; 300 << 10], StoreMode::Insert)
+            .unwrap();
+        let mut seen = BTreeMap::new();
+        let visited = tdb
+            .traverse(TraverseKind::Read, |_, key, data| {
+                let i = seen.len() as u32;
+                assert!(seen.insert(key.to_vec(), data.len()).is_none(), "twice");
+                if i.is_multiple_of(50) {
+                    // Another handle deletes odd keys, new ones come; even keys stay.
+                    let _ = other.delete(&(i / 50 * 2 + 1).to_le_bytes());
+                    other.store(&(i + 10_000).to_le_bytes(), b"new", StoreMode::Replace)?;
+                }
+                Ok(ControlFlow::Continue(()))
+            })
+            .unwrap();
+        assert_eq!(visited as usize, seen.len());
+        assert_eq!(seen.get(&b"big"[..]), Some(&(300 << 10)));
+        assert!(
+            (0..3000u32)
+                .step_by(2)
+                .all(|i| seen.contains_key(&i.to_le_bytes()[..]))
+        );
+        let stop = tdb
+            .traverse(TraverseKind::Read, |_, _, _| Ok(ControlFlow::Break(())))
+            .unwrap();
+        assert_eq!(stop, 1);
+        // Nothing is left locked.
+        other.lock_all(LockKind::Exclusive).unwrap();
+        other.unlock_all().unwrap();
+        assert_eq!(
+            tdb.fetch_with(b"big", <[u8]>::len).unwrap(),
+            Some(300 << 10)
+        );
+        assert_eq!(tdb.fetch_with(b"none", <[u8]>::len).unwrap(), None);
+        let mut into = b"before".to_vec();
+        assert!(tdb.fetch_into(&2u32.to_le_bytes(), &mut into).unwrap());
+        assert_eq!(into, b"before\0\0\0\0\0\0\0");
+        tdb.check().unwrap();
+    }
+}

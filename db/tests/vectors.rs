@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use ctdb_db::hash::jenkins;
 use ctdb_db::{Error, OpenFlags, OpenOptions, StoreMode, Tdb};
 use sha2::{Digest, Sha256};
 
@@ -135,4 +136,110 @@ fn store_modes_append_and_delete() {
     assert_eq!(tdb.fetch(b"").unwrap().unwrap(), b"");
     tdb.wipe_all().unwrap();
     assert_eq!(tdb.check().unwrap().used, 0);
+}
+
+/// H.2: a database id is the Jenkins hash of the name with its NUL.
+#[test]
+fn database_ids_of_h_2() {
+    for (name, id) in [
+        ("locking.tdb", 0x7a19_d84du32),
+        ("brlock.tdb", 0x4e66_c2b2u32),
+        ("g_lock.tdb", 0x4d2a_432bu32),
+        ("ctdb.tdb", 0x6645_c6c4u32),
+        ("notify.tdb", 0x21a4_5b41u32),
+        ("notify_index.tdb", 0xaf02_9e9du32),
+        ("smbXsrv_open_global.tdb", 0x66f7_1b8cu32),
+        ("smbXsrv_session_global.tdb", 0x6b06_a26du32),
+        ("smbXsrv_tcon_global.tdb", 0x68c1_2c2cu32),
+        ("smbXsrv_version_global.tdb", 0x521b_7544u32),
+        ("smbXsrv_client_global.tdb", 0x477d_2e20u32),
+        ("leases.tdb", 0x0691_6e77u32),
+        ("serverid.tdb", 0x9ec2_a880u32),
+        ("dbwrap_watchers.tdb", 0x6afb_8c09u32),
+        ("secrets.tdb", 0x7132_c184u32),
+        ("passdb.tdb", 0x3ef1_9640u32),
+        ("registry.tdb", 0x6cf2_837du32),
+        ("group_mapping.tdb", 0xa141_3774u32),
+        ("account_policy.tdb", 0x2ca2_51cfu32),
+        ("share_info.tdb", 0xc307_8fbau32),
+        ("printer_list.tdb", 0x5bcf_cbd7u32),
+        ("netlogon_creds_cli.tdb", 0x2d60_8c16u32),
+        ("idmap2.tdb", 0x866c_598fu32),
+        ("autorid.tdb", 0x1313_cc83u32),
+        ("xattr.tdb", 0x8eaa_29d6u32),
+        ("smbd_cleanupd.tdb", 0x17be_843cu32),
+        ("messages.tdb", 0x479b_e635u32),
+        ("sessionid.tdb", 0x417c_27f6u32),
+        ("connections.tdb", 0x6547_17d0u32),
+        ("test.tdb", 0xc445_c6abu32),
+        ("ro.tdb", 0x1042_392cu32),
+        ("pers.tdb", 0x3880_c3f1u32),
+        ("repl.tdb", 0xa870_bacfu32),
+        ("ctdb_iscsi", 0xe17d_3bebu32),
+    ] {
+        let with_nul = [name.as_bytes(), b"\0"].concat();
+        assert_eq!(jenkins(&with_nul), id, "{name}");
+    }
+}
+
+/// H.3: the location master's index is the Jenkins hash of the key modulo the size of the map.
+#[test]
+fn location_masters_of_h_3() {
+    for (key, hash, indices) in [
+        ("a", 0x58d6_8708u32, [0, 0, 1, 0]),
+        ("b", 0x7ff5_c395u32, [0, 1, 2, 1]),
+        ("hello", 0x34cb_bc6eu32, [0, 0, 1, 2]),
+        ("key1", 0x1de0_df49u32, [0, 1, 0, 1]),
+        ("key2", 0x70b6_c153u32, [0, 1, 0, 3]),
+        ("key3", 0x7d24_72efu32, [0, 1, 1, 3]),
+        ("record-42", 0x9152_97a9u32, [0, 1, 1, 1]),
+    ] {
+        assert_eq!(jenkins(key.as_bytes()), hash, "{key}");
+        assert_eq!([1, 2, 3, 4].map(|size| hash % size), indices, "{key}");
+    }
+}
+
+/// H.4.6: a commit that dies after its second sync leaves this recovery area.
+#[test]
+fn a_crashed_commit_leaves_the_area_of_h_4_6() {
+    let dir = tempfile::tempdir().unwrap();
+    for fresh in [false, true] {
+        let path = dir.path().join(format!("{fresh}.tdb"));
+        let mut tdb = create(&path, OpenFlags::INCOMPATIBLE_HASH, 2);
+        put(&mut tdb, "base", "old");
+        if !fresh {
+            tdb.transaction_start().unwrap();
+            put(&mut tdb, "x", "committed");
+            tdb.transaction_commit().unwrap();
+        }
+        tdb.transaction_start().unwrap();
+        put(&mut tdb, "base", "newvalue-longer");
+        put(&mut tdb, "hello", "world");
+        tdb.transaction_prepare_commit().unwrap();
+        drop(tdb);
+        let bytes = std::fs::read(&path).unwrap();
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let area = word(0x2c) as usize;
+        let words: Vec<u32> = (0..8).map(|i| word(area + 4 * i)).collect();
+        if fresh {
+            assert_eq!((area, words[2]), (4096, 4096), "old end = recovery offset");
+        } else {
+            assert_eq!(area, 0x1000);
+            let want = [0, 413_672, 417_792, 4108, 0, 0xf53b_c0e7, 0, 4096];
+            assert_eq!(words, want);
+            assert_eq!(bytes[0x1020..0x1024], *b"TDB ");
+            assert_eq!(word(0x2020), 413_696);
+        }
+        let mut tdb = create(&path, OpenFlags::empty(), 0);
+        assert_eq!(tdb.fetch(b"base").unwrap().unwrap(), b"old");
+        assert_eq!(tdb.fetch(b"hello").unwrap(), None);
+        tdb.check().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        // Kept also when it was fresh, where libtdb forgets it.
+        assert_eq!(
+            u32::from_le_bytes(bytes[0x2c..0x30].try_into().unwrap()) as usize,
+            area
+        );
+        assert_eq!(bytes[area + 20..area + 24], [0; 4], "not armed any more");
+    }
 }

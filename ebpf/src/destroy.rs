@@ -62,7 +62,9 @@ impl Destroyer {
     /// cannot.
     pub fn load() -> Result<Self, Error> {
         sys::raise_memlock();
-        Self::try_load().map_err(|error| lacking(WHAT, &error))
+        let loaded = Self::try_load().map_err(|error| lacking(WHAT, &error));
+        sys::give_back_memory();
+        loaded
     }
 
     fn try_load() -> Result<Self, Error> {

@@ -43,6 +43,9 @@ pub const DRAIN_LIMIT: usize = 65_536;
 /// the reading of all sockets that did not mark it.
 const YOUNG_NS: u64 = 1_000_000_000;
 
+/// Between two lines in the log about overruns.
+const WARN_EVERY_NS: u64 = 10_000_000_000;
+
 static OBJECT: &[u8] = include_bytes_aligned!("../object/ctdb-track-x86_64.o");
 const WHAT: &str = "track connections";
 const STATE: &str = "track_state";
@@ -105,6 +108,8 @@ pub struct Tracker {
     /// Entries too young to be judged by the last sweep.
     unsettled: bool,
     overruns: u64,
+    /// When an overrun was last logged.
+    warned_ns: u64,
     repairs: u64,
     sweeps: u64,
 }
@@ -149,6 +154,7 @@ impl Tracker {
         pins::drop_unfit(dir, &specs, constants.netns)?;
         let mut ebpf = load(&constants, Some((dir, &specs)), max_connections)?;
         programs(&mut ebpf)?;
+        sys::give_back_memory();
         let [address, table, config, counts_fd] =
             specs.each_ref().map(|spec| crate::pins::open(dir, spec));
         let (address, table, config, counts_fd) = (address?, table?, config?, counts_fd?);
@@ -198,6 +204,7 @@ impl Tracker {
             refused: 0,
             unsettled: false,
             overruns: 0,
+            warned_ns: 0,
             repairs: 0,
             sweeps: 0,
         };
@@ -242,11 +249,17 @@ impl Tracker {
         let lost = self.count(RING_LOST)?;
         if lost != self.lost {
             self.overruns += 1;
-            tracing::warn!(
-                lost = lost - self.lost,
-                "changes of connections came faster than they were read; reading the whole table"
-            );
             self.whole = true;
+            let now = sys::boot_ns();
+            if self.warned_ns == 0 || now - self.warned_ns > WARN_EVERY_NS {
+                self.warned_ns = now;
+                tracing::warn!(
+                    lost = lost - self.lost,
+                    overruns = self.overruns,
+                    "changes of connections came faster than they were read; reading the whole \
+                     table"
+                );
+            }
         }
         let mut given = 0;
         while given < DRAIN_LIMIT

@@ -537,6 +537,17 @@ struct Daemon {
 impl Daemon {
     /// Opens the lease, grants the public address for `deadline`, and connects to `listener`.
     fn start(net: &Net, deadline: Duration, hold: bool, listener: &TcpListener) -> Self {
+        Self::start_with(net, deadline, hold, listener, 0)
+    }
+
+    /// The same, with that much resident memory in MiB.
+    fn start_with(
+        net: &Net,
+        deadline: Duration,
+        hold: bool,
+        listener: &TcpListener,
+        resident: usize,
+    ) -> Self {
         let child = Command::new(env::current_exe().unwrap())
             .args(["--exact", "daemon_process", "--nocapture"])
             .env("CTDBT_DIR", &net.dir)
@@ -544,6 +555,7 @@ impl Daemon {
             .env("CTDBT_IFINDEX", net.ifindex("h0").to_string())
             .env("CTDBT_DEADLINE_MS", deadline.as_millis().to_string())
             .env("CTDBT_HOLD", hold.to_string())
+            .env("CTDBT_RESIDENT", resident.to_string())
             .env("CTDBT_CONNECT", listener.local_addr().unwrap().to_string())
             .stdout(Stdio::piped())
             .spawn()
@@ -586,6 +598,9 @@ fn daemon_process() {
     lease.grant(&[ip(PUBLIC)], 9).unwrap();
     let cell = lease.deadline_cell().unwrap();
     let _renewing = (text("CTDBT_HOLD") == "true").then(|| cell.hold().unwrap());
+    // Touched, so that its end is as much work for the kernel as that of a large daemon.
+    let resident = vec![1_u8; (number("CTDBT_RESIDENT") as usize) << 20];
+    assert!(resident.iter().step_by(4096).all(|byte| *byte == 1));
     let mut link = TcpStream::connect(text("CTDBT_CONNECT")).unwrap();
     link.write_all(b"hello").unwrap();
     cell.set(9, after(Duration::from_millis(number("CTDBT_DEADLINE_MS"))));
@@ -654,4 +669,44 @@ fn silent_before_the_sockets_of_a_killed_holder_close() {
     assert_eq!(cell.get(1), 0, "nobody renews: nothing to wait for");
     prober.silent();
     lease.close_clean().unwrap();
+}
+
+/// The same for a daemon with 2 GB of resident memory, while sixteen programs want each
+/// processor: neither its size nor the load puts the end of its sockets before its silence.
+#[test]
+fn silent_before_the_sockets_of_a_large_holder_close_under_load() {
+    struct Load(Vec<Child>);
+    impl Drop for Load {
+        fn drop(&mut self) {
+            for child in &mut self.0 {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+    let net = Net::new();
+    let listener = TcpListener::bind((HOST, 0)).unwrap();
+    net.add(PUBLIC);
+    let _echo = Echo::start(PUBLIC);
+    let mut prober = net.prober(PUBLIC);
+    for _ in 0..3 {
+        let mut daemon = Daemon::start_with(&net, LONG, true, &listener, 2048);
+        let (mut link, _) = listener.accept().unwrap();
+        link.read_exact(&mut [0; 5]).unwrap();
+        prober.answers();
+        let busy = || {
+            Command::new("/bin/sh")
+                .args(["-c", "while :; do :; done"])
+                .spawn()
+                .unwrap()
+        };
+        let processors = thread::available_parallelism().unwrap().get();
+        let load = Load((0..16 * processors).map(|_| busy()).collect());
+        daemon.kill();
+        assert_eq!(link.read(&mut [0]).unwrap_or(0), 0, "closed by the kernel");
+        prober.silent();
+        assert!(open_pinned_deadline(&net.dir).unwrap().get(9) > ctdb_ebpf::boot_ns());
+        drop(load);
+    }
+    Lease::open(&net.dir).unwrap().close_clean().unwrap();
 }

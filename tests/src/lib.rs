@@ -2,6 +2,7 @@
 //! laboratory of network namespaces with real daemons and services, and the fuzz targets.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod fuzz;
 pub mod lab;
 pub mod sim;

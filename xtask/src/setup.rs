@@ -9,12 +9,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Debian packages that the build, the tests and the benchmarks use.
-const PACKAGES: [&str; 21] = [
+const PACKAGES: [&str; 22] = [
     "bpftool",
     "ctdb",
     // The lock in etcd is tested against the real server.
     "etcd-client",
     "etcd-server",
+    // Wanted by CTDB's own scripts, to see links.
+    "ethtool",
     "iproute2",
     // Wanted by CTDB's own scripts, for the comparison.
     "iptables",

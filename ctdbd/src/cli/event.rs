@@ -46,6 +46,13 @@ pub(super) fn run(
     }
 }
 
+/// Event and arguments.
+fn words(run: &EventRunView) -> String {
+    let args = run.args.iter().map(String::as_str);
+    let words: Vec<&str> = std::iter::once(run.event.as_str()).chain(args).collect();
+    words.join(" ")
+}
+
 fn list(view: &EventsView) -> String {
     let zone = TimeZone::system();
     let rows: Vec<[String; 5]> = view
@@ -54,7 +61,7 @@ fn list(view: &EventsView) -> String {
         .map(|run| {
             [
                 run.component.clone(),
-                [&[run.event.clone()], &run.args[..]].concat().join(" "),
+                words(run),
                 moment(run.begin, &zone),
                 milliseconds(run.seconds * 1000.0),
                 run.state.clone(),
@@ -289,7 +296,7 @@ fn tail(asking: &Asking, lines: usize, out: &mut dyn Write) -> Result<String, Fa
             let written = if asking.global.json {
                 serde_json::to_string(run).map_or(Ok(()), |line| writeln!(out, "{line}"))
             } else {
-                let words = [&[run.event.clone()], &run.args[..]].concat().join(" ");
+                let words = words(run);
                 let (begun, took) = (moment(run.begin, &zone), milliseconds(run.seconds * 1000.0));
                 writeln!(
                     out,

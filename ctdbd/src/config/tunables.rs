@@ -159,6 +159,18 @@ impl Tunable {
         matches!(self.row().fate, Obsolete(_))
     }
 
+    /// Those that are not obsolete in the order of `ctdb listvars` (`spec/cli.md` 6.8): that of the
+    /// wire, but for one.
+    pub fn listed() -> impl Iterator<Item = Self> {
+        Self::ALL
+            .into_iter()
+            .filter(|tunable| !tunable.is_obsolete() && *tunable != Self::VacuumFastPathCount)
+            .flat_map(|tunable| {
+                let behind = (tunable == Self::RepackLimit).then_some(Self::VacuumFastPathCount);
+                std::iter::once(tunable).chain(behind)
+            })
+    }
+
     /// By name, without regard to case.
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use super::node::Node;
 use super::nodes::{RELOAD, Reload};
 use crate::api::{self, Command, Wanted};
+use crate::clients::{Ask, AskKind};
 use crate::clock::boot_now;
 use crate::failover::Job;
 use crate::log::LogLevel;
@@ -39,6 +40,9 @@ pub(super) type Answer = Result<Value, ApiError>;
 pub(super) enum Reply {
     /// A client of the API.
     Client(oneshot::Sender<Answer>),
+    /// A client of the client socket: what only this node does is answered when it is done here;
+    /// CTDB's tool waits for the rest itself.
+    Control(oneshot::Sender<Answer>),
     /// Another node, which asked with this number.
     Peer(Pnn, u64),
     /// A step of another action of this node.
@@ -174,6 +178,39 @@ impl Node {
             reply,
         } = command;
         self.action(action, node, Reply::Client(reply));
+    }
+
+    /// What a client of the client socket asks for.
+    pub(super) fn ask(&mut self, ask: Ask) {
+        self.changed();
+        let reply = Reply::Control(ask.reply);
+        match ask.kind {
+            AskKind::Act(action) => self.action(action, None, reply),
+            AskKind::SetTunable(tunable, value) => {
+                self.parts.values.set(tunable, value);
+                if let Some(view) = self
+                    .parts
+                    .tunables
+                    .iter_mut()
+                    .find(|view| view.name == tunable.name())
+                {
+                    view.value = value;
+                }
+                tracing::info!("tunable {} is {value}", tunable.name());
+                let policy = self.parts.values.policy();
+                self.input(Input::Policy(policy));
+                self.actions.ready.push((reply, Ok(Value::Null)));
+            }
+            AskKind::BanSeconds => {
+                let now = boot_now();
+                let left = self
+                    .parts
+                    .local
+                    .banned_until()
+                    .map_or(0, |until| until.since(now).as_secs().max(1));
+                self.actions.ready.push((reply, Ok(Value::from(left))));
+            }
+        }
     }
 
     pub(super) fn action(&mut self, action: Action, node: Option<Pnn>, reply: Reply) {
@@ -496,6 +533,11 @@ impl Node {
     }
 
     fn wait_for(&mut self, limit: Duration, wait: Wait, done: Done, reply: Reply) {
+        if matches!(reply, Reply::Control(_)) && matches!(wait, Wait::Emptied | Wait::Leader) {
+            let answer = json(&done);
+            self.actions.ready.push((reply, answer));
+            return;
+        }
         let until = boot_now() + limit;
         self.actions.pending.push(Pending {
             wait,
@@ -645,7 +687,9 @@ impl Node {
     fn answer(&mut self, reply: Reply, answer: Answer) {
         match reply {
             // Whoever asked may have gone; the action stands.
-            Reply::Client(sender) | Reply::Step(sender) => drop(sender.send(answer)),
+            Reply::Client(sender) | Reply::Control(sender) | Reply::Step(sender) => {
+                drop(sender.send(answer));
+            }
             Reply::Peer(pnn, id) => {
                 let result =
                     answer

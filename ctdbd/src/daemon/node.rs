@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctdb_core::authority::Books;
+use ctdb_core::authority::{Books, LockNews};
 use ctdb_core::coordinator::{Coordinator, Effect, Input};
 use ctdb_core::events;
 use ctdb_core::holder::Work;
@@ -13,7 +13,7 @@ use ctdb_core::local::Local;
 use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
 use ctdb_wire::api::{ConfigView, Snapshot, TunableView};
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
-use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState};
+use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState, Term};
 use ctdb_wire::peer::PeerFrame;
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -24,11 +24,12 @@ use super::generation::Generation;
 use super::history::History;
 use super::paths;
 use super::snapshot::{self, View};
+use crate::clients::Clients;
 use crate::clock::{boot_now, wall_now};
-use crate::config::NodesSource;
+use crate::config::{NodesSource, Tunables};
 use crate::failover::{Executor, Job, Outcome, Placed};
 use crate::liveness::{self, Detector};
-use crate::lock::{LockClient, LockEvent};
+use crate::lock::LockClient;
 use crate::log::{Log, LogLevel};
 use crate::process::Children;
 use crate::transport::datagram::{SessionKeys, seal_gone};
@@ -56,6 +57,7 @@ pub(super) struct Parts {
     pub(super) coordinator: Coordinator,
     pub(super) detector: Detector,
     pub(super) transport: TransportHandle,
+    pub(super) clients: Clients,
     pub(super) executor: Executor,
     pub(super) children: Children,
     pub(super) deadman: Option<Arc<Deadman>>,
@@ -64,10 +66,14 @@ pub(super) struct Parts {
     pub(super) log_level: LogLevel,
     pub(super) cluster_lock: Option<String>,
     pub(super) lock: Option<LockClient>,
+    /// Whether the lock gives the right, or is only shown.
+    pub(super) lock_decides: bool,
     pub(super) history: History,
     pub(super) events: NodeEvents,
     pub(super) builtin: bool,
     pub(super) tunables: Vec<TunableView>,
+    /// The same, and the obsolete ones.
+    pub(super) values: Tunables,
     pub(super) config: Arc<ConfigView>,
     pub(super) reload: super::settings::Reload,
     pub(super) nodes_source: NodesSource,
@@ -89,6 +95,10 @@ pub(super) struct Node {
     unsaid: VecDeque<liveness::Command>,
     dirty: bool,
     published_at: BootTime,
+    /// Clients are to be told of a new generation, when they can see it.
+    reconfigured: bool,
+    /// The distribution of addresses that clients were told of.
+    told_placement: Option<(Term, u64)>,
     /// Whether the right has been there, for the log.
     warned_alone: bool,
     /// What last changed in the cluster: takeovers and releases that follow are put down to it.
@@ -108,6 +118,8 @@ impl Node {
             unsaid: VecDeque::new(),
             dirty: true,
             published_at: BootTime::ZERO,
+            reconfigured: false,
+            told_placement: None,
             warned_alone: false,
             cause: None,
             parts,
@@ -154,6 +166,7 @@ impl Node {
             self.local_changed = true;
         }
         self.parts.executor.flush();
+        self.parts.clients.tick(now);
         self.flush_unsaid();
         self.event(events::Input::Tick);
         self.inputs.push_back(Input::Tick);
@@ -303,6 +316,7 @@ impl Node {
                     match result {
                         Ok(()) => {
                             taken.push(*address);
+                            self.parts.clients.taken(*address);
                             let interface = self.parts.local.interface_of(*address).unwrap_or("?");
                             tracing::warn!("Takeover of IP {address} on interface {interface}");
                         }
@@ -332,6 +346,7 @@ impl Node {
                 for address in &addresses {
                     let interface = self.parts.local.interface_of(*address).unwrap_or("?");
                     tracing::warn!("Release of IP {address} on interface {interface}");
+                    self.parts.clients.released(*address);
                     self.parts.local.unplace(*address);
                 }
                 let text = self.with_cause(format!("released {} addresses", addresses.len()));
@@ -491,15 +506,24 @@ impl Node {
     /// With `authority = majority` the leader holds a configured lock, as with CTDB, and it
     /// decides nothing (`design.md` section 4).
     fn want_lock(&self, now: BootTime) {
-        if let Some(lock) = &self.parts.lock {
-            lock.want(self.parts.coordinator.acting(now).is_some());
-        }
+        let Some(lock) = &self.parts.lock else { return };
+        let coordinator = &self.parts.coordinator;
+        lock.want(if self.parts.lock_decides {
+            coordinator
+                .status()
+                .is_some_and(|status| status.lock_wanted)
+        } else {
+            coordinator.acting(now).is_some()
+        });
     }
 
     /// The cluster lock was taken, proved or lost.
-    pub(super) fn lock_event(&mut self, event: LockEvent) {
+    pub(super) fn lock_event(&mut self, event: LockNews) {
+        if self.parts.lock_decides {
+            self.tell_detector(liveness::Command::Lock(event));
+        }
         let text = match event {
-            LockEvent::Held {
+            LockNews::Held {
                 asked_at,
                 granted_at,
                 ..
@@ -508,8 +532,8 @@ impl Node {
                 self.note_lock("cluster lock taken", &[("helper", took)]);
                 return;
             }
-            LockEvent::Proved { .. } => return,
-            LockEvent::Lost { .. } => "cluster lock lost or let go",
+            LockNews::Proved { .. } => return,
+            LockNews::Lost { .. } => "cluster lock lost or let go",
         };
         self.note_lock(text, &[]);
     }
@@ -563,7 +587,10 @@ impl Node {
         } else {
             Vec::new()
         };
-        self.dirty |= self.generation.follow(term, members, wall_now());
+        if self.generation.follow(term, members, wall_now()) {
+            self.dirty = true;
+            self.reconfigured = true;
+        }
         if serving.is_none()
             && !self.warned_alone
             && self.parts.local.run_state() < RunState::Running
@@ -591,6 +618,23 @@ impl Node {
         self.published_at = now;
         let snapshot = self.snapshot();
         self.parts.snapshot.send_replace(Arc::new(snapshot));
+        self.tell_clients();
+    }
+
+    /// What clients are told of changes, once they can see them.
+    fn tell_clients(&mut self) {
+        if std::mem::take(&mut self.reconfigured) && self.generation.current().is_some() {
+            self.parts.clients.reconfigured();
+        }
+        let placement = self
+            .parts
+            .coordinator
+            .placement()
+            .map(|placement| (placement.term, placement.version));
+        if placement.is_some() && placement != self.told_placement {
+            self.told_placement = placement;
+            self.parts.clients.reallocated();
+        }
     }
 
     /// The state as it is now.
@@ -606,6 +650,7 @@ impl Node {
             log_level: self.parts.log_level.name(),
             builtin: self.parts.builtin,
             started_at: self.started_at,
+            clients: self.parts.clients.count(),
             tunables: &self.parts.tunables,
             config: &self.parts.config,
         })

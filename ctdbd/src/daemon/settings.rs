@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ctdb_core::allocation::Policy;
-use ctdb_core::authority::{self, Timing};
+use ctdb_core::authority::{self, LockTimes, Mode, Timing};
 use ctdb_core::local::PublicAddress;
 use ctdb_netfw::link::Dump;
-use ctdb_wire::api::{ConfigOption, ConfigView, TunableView};
-use ctdb_wire::ids::{Incarnation, NodeSet, Pnn};
+use ctdb_wire::api::{ConfigOption, ConfigView, Snapshot, TunableView};
+use ctdb_wire::client::types::NodeMapEntry;
+use ctdb_wire::ids::{Incarnation, NodeFlags, NodeSet, Pnn};
 use ctdb_wire::peer::Capabilities;
 use ipnet::IpNet;
+use tokio::sync::{mpsc, watch};
 
 use super::paths;
+use crate::clients::{self, Ask, NodesFile};
 use crate::config::{
     self, AddressMode, Authority, Config, DetectorPriority, LeasePaths, Origin, OwnNodeError,
-    Severity, Tunable,
+    Severity, Tunable, Tunables,
 };
 use crate::liveness::{MAX_PATHS, Scheduling};
 use crate::log::{Location, LogLevel};
@@ -35,12 +38,6 @@ pub(super) type Reload = Arc<dyn Fn() -> Result<Vec<PublicAddress>, String> + Se
 /// Why the daemon cannot serve with this configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The lock follows in a later release.
-    #[error(
-        "[cluster] authority = {0} is not served by this release yet; use `authority = majority` \
-         with three or more nodes (a voter-only node counts)"
-    )]
-    Authority(&'static str),
     /// Own number.
     #[error(transparent)]
     OwnNode(#[from] OwnNodeError),
@@ -56,6 +53,8 @@ pub(super) struct Settings {
     pub(super) release: String,
     pub(super) profile: &'static str,
     pub(super) timing: Timing,
+    pub(super) mode: Mode,
+    pub(super) authority_word: &'static str,
     pub(super) quorum: usize,
     pub(super) voters: NodeSet,
     pub(super) deleted: NodeSet,
@@ -89,6 +88,11 @@ pub(super) struct Settings {
     pub(super) log_level: LogLevel,
     pub(super) history: PathBuf,
     pub(super) pid_file: PathBuf,
+    /// Where Samba and CTDB's tool connect.
+    pub(super) socket: PathBuf,
+    /// Values of all tunables.
+    pub(super) values: Tunables,
+    pub(super) nodes_file: NodesFile,
     pub(super) api_socket: PathBuf,
     pub(super) api_read_socket: PathBuf,
     pub(super) api_group: Option<String>,
@@ -118,9 +122,6 @@ impl Settings {
         dump: &Dump,
         interactive: bool,
     ) -> Result<Self, SettingsError> {
-        if config.cluster.authority != Authority::Majority {
-            return Err(SettingsError::Authority(config.cluster.authority.name()));
-        }
         let local: Vec<IpAddr> = dump.addresses.iter().map(|(_, net)| net.addr()).collect();
         let me = config::own_node(config, &local)?;
         let security = match config.security.transport {
@@ -136,6 +137,8 @@ impl Settings {
             release: release(),
             profile: config.lease.profile.name(),
             timing,
+            mode: mode(config),
+            authority_word: config.cluster.authority.name(),
             quorum: config.quorum(),
             voters: config.nodes.set(),
             deleted: config
@@ -182,6 +185,9 @@ impl Settings {
             log_level: config.logging.level,
             history: config.database.state.join("history.jsonl"),
             pid_file: paths.pid_file.clone(),
+            socket: paths.socket.clone(),
+            values: config.tunables.clone(),
+            nodes_file: nodes_file(config),
             api_socket: paths.api_socket.clone(),
             api_read_socket: paths.api_read_socket.clone(),
             api_group: config.api.group.clone(),
@@ -201,8 +207,26 @@ impl Settings {
     /// The detector's configuration for this life.
     pub(super) fn authority(&self, incarnation: Incarnation) -> authority::Config {
         authority::Config {
+            mode: self.mode,
             quorum: self.quorum,
             ..authority::Config::majority(self.me, incarnation, self.voters, self.timing)
+        }
+    }
+
+    /// The client room's configuration.
+    pub(super) fn clients(
+        &self,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        asks: mpsc::Sender<Ask>,
+    ) -> clients::Setup {
+        clients::Setup {
+            me: self.me,
+            socket: self.socket.clone(),
+            port: self.port,
+            tunables: self.values.clone(),
+            nodes_file: self.nodes_file.clone(),
+            snapshots,
+            asks,
         }
     }
 
@@ -227,15 +251,25 @@ impl Settings {
     }
 }
 
+fn mode(config: &Config) -> Mode {
+    let times = LockTimes {
+        validity: config.cluster.lock_validity,
+        settle: config.cluster.lock_settle,
+    };
+    match config.cluster.authority {
+        Authority::Majority => Mode::Majority,
+        Authority::Lock => Mode::Lock(times),
+        Authority::Both => Mode::Both(times),
+    }
+}
+
 /// As `ctdb version` prints it.
 pub(super) fn release() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
 }
 
 fn tunables(config: &Config) -> Vec<TunableView> {
-    Tunable::ALL
-        .into_iter()
-        .filter(|tunable| !tunable.is_obsolete())
+    Tunable::listed()
         .map(|tunable| TunableView {
             name: tunable.name().to_owned(),
             value: config.tunables.get(tunable),
@@ -318,5 +352,27 @@ fn reload(config: Arc<Config>) -> Reload {
             Some(list) if mistakes.is_empty() => Ok(public(&list)),
             _ => Err(mistakes.join("; ")),
         }
+    })
+}
+
+/// GET_NODES_FILE: the list as its file says now, whatever the daemon runs with.
+fn nodes_file(config: &Config) -> NodesFile {
+    let (paths, port) = (config.paths.clone(), config.cluster.port);
+    Arc::new(move || {
+        let (nodes, report) = config::load_nodes(&paths);
+        for line in report.lines() {
+            tracing::warn!("{line}");
+        }
+        let entries = nodes?.entries;
+        let list = entries.iter().map(|node| NodeMapEntry {
+            pnn: node.pnn.get(),
+            flags: if node.deleted {
+                NodeFlags::DELETED.bits()
+            } else {
+                0
+            },
+            address: (node.address, port).into(),
+        });
+        Some(list.collect())
     })
 }

@@ -30,6 +30,7 @@ pub(super) struct View<'a> {
     pub(super) log_level: &'a str,
     pub(super) builtin: bool,
     pub(super) started_at: f64,
+    pub(super) clients: u32,
     pub(super) tunables: &'a [TunableView],
     pub(super) config: &'a Arc<ConfigView>,
 }
@@ -234,7 +235,7 @@ pub(super) fn make(view: &View<'_>) -> Snapshot {
         capabilities: info.capabilities,
         cluster_lock: view.cluster_lock.map(str::to_owned),
         log_level: view.log_level.to_owned(),
-        clients: 0,
+        clients: view.clients,
         tunables: view.tunables.to_vec(),
         config: Arc::clone(view.config),
         addresses_by: if view.builtin { "builtin" } else { "script" }.to_owned(),

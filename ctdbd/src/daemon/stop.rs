@@ -103,6 +103,7 @@ impl Daemon {
         if self.node.parts.detector.status().right_until.is_none() {
             self.node.tell_detector(Command::SayGone);
         }
+        self.node.parts.clients.shutdown();
         self.node.parts.transport.shutdown().await;
         self.node.parts.executor.submit(Job::Close);
         let closed = async {

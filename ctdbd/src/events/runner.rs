@@ -164,12 +164,11 @@ impl Runner {
                     ended = child.ended() => Some(ended),
                     _ = &mut *cancel => None,
                 };
-                match early {
-                    Some(ended) => ended,
-                    None => {
-                        child.stop();
-                        child.ended().await
-                    }
+                if let Some(ended) = early {
+                    ended
+                } else {
+                    child.stop();
+                    child.ended().await
                 }
             }
             Err(error) => {

@@ -254,6 +254,7 @@ fn obey(
             authority.handle(boot_now(), Input::Eligible(eligible), wire);
         }
         Command::Books(books) => authority.handle(boot_now(), Input::Books(books), wire),
+        Command::Lock(news) => authority.handle(boot_now(), Input::Lock(news), wire),
         Command::Leave => authority.handle(boot_now(), Input::Leave, wire),
         Command::SayGone => {
             let message = Message::Gone { incarnation };

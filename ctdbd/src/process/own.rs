@@ -231,6 +231,17 @@ pub fn warn_once(what: &str, error: &str) {
     }
 }
 
+/// Takes all open files that the system allows: each client is one. Service managers give few and
+/// allow many.
+pub fn take_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

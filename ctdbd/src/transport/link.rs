@@ -13,6 +13,7 @@ use std::{
 use ctdb_wire::{
     ids::{Incarnation, Pnn},
     peer::{self, FrameError, PeerFrame},
+    relay,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -21,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    LinkEvent,
+    LinkEvent, Relays,
     crypt::{Crypt, CryptError, LENGTH, Nonce},
     handshake::ping,
 };
@@ -30,6 +31,10 @@ use super::{
 pub const MAX_QUEUED_FRAMES: usize = 1024;
 /// Most bytes that wait for one peer.
 pub const MAX_QUEUED_BYTES: usize = 8 << 20;
+/// Most frames that clients' traffic may have waiting; the rest is for the cluster's own.
+pub const MAX_RELAY_FRAMES: usize = MAX_QUEUED_FRAMES / 2;
+/// Most bytes of them, before the last.
+pub const MAX_RELAY_BYTES: usize = MAX_QUEUED_BYTES / 4;
 /// Frames leave in writes of about this size, when several wait.
 const BATCH: usize = 128 * 1024;
 /// Bytes asked for in one read.
@@ -62,6 +67,9 @@ pub enum DownReason {
     /// A frame that does not decode.
     #[error("{0}")]
     Frame(#[from] FrameError),
+    /// A frame of clients' traffic that does not decode.
+    #[error("a frame of clients' traffic cannot be decoded")]
+    Relay,
     /// The node left the list, or changed its address.
     #[error("the node is not in the nodes list any more")]
     Removed,
@@ -125,6 +133,19 @@ struct Waiting {
     bytes: usize,
     /// No frame is taken any more; when the queue is empty the stream is closed.
     finishing: bool,
+    /// A relay frame was refused since the queue was last short enough.
+    refused: bool,
+}
+
+/// What became of a relay frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Relayed {
+    /// It is queued.
+    Queued,
+    /// Too much waits; [`Relays::room`](super::Relays::room) will say when to try again.
+    Full,
+    /// There is no link.
+    NoLink,
 }
 
 /// The queue of one link, shared by those who send and the link's loop.
@@ -168,6 +189,23 @@ impl Outgoing {
         drop(waiting);
         self.more.notify_one();
         true
+    }
+
+    /// Queues a frame of clients' traffic, if it leaves room for the cluster's own.
+    pub fn push_relay(&self, frame: &Arc<[u8]>) -> Relayed {
+        let mut waiting = self.waiting();
+        if waiting.finishing || self.closed.borrow().is_some() {
+            return Relayed::NoLink;
+        }
+        if waiting.frames.len() >= MAX_RELAY_FRAMES || waiting.bytes >= MAX_RELAY_BYTES {
+            waiting.refused = true;
+            return Relayed::Full;
+        }
+        waiting.bytes += frame.len();
+        waiting.frames.push_back(Arc::clone(frame));
+        drop(waiting);
+        self.more.notify_one();
+        Relayed::Queued
     }
 
     /// Frames and bytes that wait.
@@ -231,6 +269,8 @@ pub struct Link {
     pub traffic: Arc<Traffic>,
     /// Where frames go.
     pub events: mpsc::Sender<LinkEvent>,
+    /// Where those of clients' traffic go.
+    pub relays: Arc<dyn Relays>,
     /// Timing.
     pub timings: Timings,
 }
@@ -254,7 +294,7 @@ impl Link {
         tokio::select! {
             reason = outgoing.closed() => reason,
             reason = self.receive(reader, crypt, received) => reason,
-            reason = send(writer, crypt, sent, outgoing, traffic, *timings) => reason,
+            reason = self.send(writer, crypt, sent, outgoing, traffic, *timings) => reason,
         }
     }
 
@@ -298,16 +338,22 @@ impl Link {
                     needed = LENGTH + length;
                     break;
                 };
-                let frame = match crypt
-                    .open(&mut nonce, wire, &mut plain)
-                    .map_err(DownReason::from)
-                    .and_then(|bytes| peer::decode(bytes).map_err(DownReason::from))
-                {
-                    Ok(frame) => frame,
-                    Err(reason) => return reason,
+                let bytes = match crypt.open(&mut nonce, wire, &mut plain) {
+                    Ok(bytes) => bytes,
+                    Err(error) => return error.into(),
                 };
                 at += LENGTH + length;
                 self.traffic.frames_in.fetch_add(1, Ordering::Relaxed);
+                if bytes.first().is_some_and(|first| *first >= relay::FIRST) {
+                    if !self.relays.frame(self.peer, bytes) {
+                        return DownReason::Relay;
+                    }
+                    continue;
+                }
+                let frame = match peer::decode(bytes) {
+                    Ok(frame) => frame,
+                    Err(error) => return error.into(),
+                };
                 if frame == PeerFrame::Ping {
                     continue;
                 }
@@ -331,66 +377,75 @@ impl Link {
             }
         }
     }
-}
 
-async fn send<W>(
-    mut writer: W,
-    crypt: &Crypt,
-    mut nonce: Nonce,
-    outgoing: &Outgoing,
-    traffic: &Traffic,
-    timings: Timings,
-) -> DownReason
-where
-    W: AsyncWrite + Unpin,
-{
-    let ping = ping();
-    let mut pings = interval_at(Instant::now() + timings.ping, timings.ping);
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut batch = Vec::new();
-    let mut wire = Vec::new();
-    loop {
-        let finishing = {
-            let mut waiting = outgoing.waiting();
-            let mut bytes = 0;
-            while bytes < BATCH
-                && let Some(frame) = waiting.frames.pop_front()
-            {
-                bytes += frame.len();
-                waiting.bytes -= frame.len();
-                batch.push(frame);
+    async fn send<W>(
+        &self,
+        mut writer: W,
+        crypt: &Crypt,
+        mut nonce: Nonce,
+        outgoing: &Outgoing,
+        traffic: &Traffic,
+        timings: Timings,
+    ) -> DownReason
+    where
+        W: AsyncWrite + Unpin,
+    {
+        let ping = ping();
+        let mut pings = interval_at(Instant::now() + timings.ping, timings.ping);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::new();
+        let mut wire = Vec::new();
+        loop {
+            let (finishing, room) = {
+                let mut waiting = outgoing.waiting();
+                let mut bytes = 0;
+                while bytes < BATCH
+                    && let Some(frame) = waiting.frames.pop_front()
+                {
+                    bytes += frame.len();
+                    waiting.bytes -= frame.len();
+                    batch.push(frame);
+                }
+                let room = waiting.refused
+                    && waiting.frames.len() < MAX_RELAY_FRAMES / 2
+                    && waiting.bytes < MAX_RELAY_BYTES / 2;
+                waiting.refused &= !room;
+                (waiting.finishing, room)
+            };
+            // They are queued behind what is sent now.
+            if room {
+                self.relays.room(self.peer);
             }
-            waiting.finishing
-        };
-        if batch.is_empty() && finishing {
-            // The peer closes when it has read the goodbye; that ends the receiving loop. Closing
-            // first could reset the connection under it.
-            let _ = writer.shutdown().await;
-            tokio::time::sleep(timings.flush).await;
-            return DownReason::Shutdown;
-        }
-        let mut frames = batch.len() as u64;
-        if batch.is_empty() {
-            tokio::select! {
-                () = outgoing.more.notified() => continue,
-                _ = pings.tick() => {
-                    crypt.append(&mut nonce, &ping, &mut wire);
-                    frames = 1;
+            if batch.is_empty() && finishing {
+                // The peer closes when it has read the goodbye; that ends the receiving loop. Closing
+                // first could reset the connection under it.
+                let _ = writer.shutdown().await;
+                tokio::time::sleep(timings.flush).await;
+                return DownReason::Shutdown;
+            }
+            let mut frames = batch.len() as u64;
+            if batch.is_empty() {
+                tokio::select! {
+                    () = outgoing.more.notified() => continue,
+                    _ = pings.tick() => {
+                        crypt.append(&mut nonce, &ping, &mut wire);
+                        frames = 1;
+                    }
                 }
             }
+            for frame in batch.drain(..) {
+                crypt.append(&mut nonce, &frame, &mut wire);
+            }
+            if let Err(error) = writer.write_all(&wire).await {
+                return DownReason::Io(error.kind());
+            }
+            traffic.frames_out.fetch_add(frames, Ordering::Relaxed);
+            traffic
+                .bytes_out
+                .fetch_add(wire.len() as u64, Ordering::Relaxed);
+            wire.clear();
+            wire.shrink_to(2 * BATCH);
         }
-        for frame in batch.drain(..) {
-            crypt.append(&mut nonce, &frame, &mut wire);
-        }
-        if let Err(error) = writer.write_all(&wire).await {
-            return DownReason::Io(error.kind());
-        }
-        traffic.frames_out.fetch_add(frames, Ordering::Relaxed);
-        traffic
-            .bytes_out
-            .fetch_add(wire.len() as u64, Ordering::Relaxed);
-        wire.clear();
-        wire.shrink_to(2 * BATCH);
     }
 }
 
@@ -428,6 +483,22 @@ mod tests {
         assert!(!queue.push(frame(1)));
     }
 
+    #[test]
+    fn clients_traffic_leaves_room_for_the_clusters_own() {
+        let queue = Outgoing::default();
+        for _ in 0..MAX_RELAY_FRAMES {
+            assert_eq!(queue.push_relay(&frame(1)), Relayed::Queued);
+        }
+        assert_eq!(queue.push_relay(&frame(1)), Relayed::Full);
+        assert!(queue.push(frame(1)));
+        assert_eq!(queue.close_reason(), None);
+        let queue = Outgoing::default();
+        assert_eq!(queue.push_relay(&frame(MAX_RELAY_BYTES)), Relayed::Queued);
+        assert_eq!(queue.push_relay(&frame(1)), Relayed::Full);
+        queue.close(DownReason::Requested);
+        assert_eq!(queue.push_relay(&frame(1)), Relayed::NoLink);
+    }
+
     struct End {
         outgoing: Arc<Outgoing>,
         events: mpsc::Receiver<LinkEvent>,
@@ -446,6 +517,7 @@ mod tests {
             outgoing: Arc::clone(&outgoing),
             traffic: Arc::default(),
             events: sender,
+            relays: Arc::new(super::super::NoRelays),
             timings,
         };
         let (reader, writer) = split(stream);
@@ -519,12 +591,18 @@ mod tests {
             DownReason::Crypt(CryptError::Length(u32::MAX))
         );
 
-        let (a, mut raw) = duplex(1000);
-        let a = start(a, Crypt::Plain, Timings::default());
-        raw.write_all(&[3, 0, 0, 0, 0xff, 0xff, 0xff])
-            .await
-            .unwrap();
-        assert!(matches!(a.task.await.unwrap(), DownReason::Frame(_)));
+        for (first, relay) in [(0x7f, false), (0xff, true)] {
+            let (a, mut raw) = duplex(1000);
+            let a = start(a, Crypt::Plain, Timings::default());
+            raw.write_all(&[3, 0, 0, 0, first, 0xff, 0xff])
+                .await
+                .unwrap();
+            match a.task.await.unwrap() {
+                DownReason::Frame(_) => assert!(!relay),
+                DownReason::Relay => assert!(relay),
+                other => panic!("{other}"),
+            }
+        }
     }
 
     #[tokio::test]

@@ -62,7 +62,7 @@ impl Node {
     }
 
     fn wait(&mut self, seconds: u64) {
-        self.now = self.now + Duration::from_secs(seconds);
+        self.now += Duration::from_secs(seconds);
         self.put(Input::Tick);
     }
 

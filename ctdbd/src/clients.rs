@@ -1,0 +1,309 @@
+//! The client socket: Samba's processes and CTDB's tool (`spec/client-protocol.md`).
+//!
+//! * [`hub`]: what all connections share; takes packets in, answers, delivers, forwards. Without
+//!   sockets and clocks, so that two of them can be joined in a test.
+//! * `control`: where controls go and how they are answered; `peers`: frames of other nodes.
+//! * `answers`: controls that the state answers; `acts`: those that change something.
+//! * `steward`: messages that CTDB's recovery daemon took.
+//! * [`tickles`]: the connections of public addresses, as clients tell them.
+//! * `links`: frames to other nodes, in order, within the bounds of the links.
+//! * `socket`: the Unix socket and the task of each connection.
+//!
+//! Everything runs on the main loop's thread: a packet is read, decided and answered there. What
+//! comes in one read is taken in at once, and the answers leave in one write.
+//!
+//! Bounds: [`socket::MAX_CLIENTS`] connections, beyond which new ones wait in the listen queue;
+//! packets ([`MAX_PACKET`](ctdb_wire::client::packet::MAX_PACKET)) and unfinished bytes of all
+//! clients ([`socket::MAX_UNFINISHED`]), beyond which the connection is closed; bytes that a client
+//! does not read ([`hub::MAX_UNREAD`] each, [`hub::MAX_UNREAD_ALL`] together, `MaxQueueDropMsg`
+//! packets), beyond which it is closed; frames that wait for another node
+//! (`links::BACKLOG`), beyond which the clients that send to it are read no further.
+
+mod acts;
+mod answers;
+mod control;
+pub mod hub;
+mod links;
+mod peers;
+pub mod socket;
+mod steward;
+#[cfg(test)]
+mod tests;
+pub mod tickles;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ctdb_wire::api::{Action, ApiError, Snapshot};
+use ctdb_wire::client::srvid;
+use ctdb_wire::client::types::NodeMapEntry;
+use ctdb_wire::ids::{BootTime, NodeSet, Pnn};
+use serde_json::Value;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::config::{Tunable, Tunables};
+use crate::messaging::registry::ClientId;
+use crate::transport::{Relays, TransportHandle};
+use hub::{Effect, Hub};
+use links::Links;
+pub use socket::StartError;
+
+/// Asks that may wait for the main loop; at the bound a control is answered with an error.
+pub const ASKS: usize = 1024;
+
+/// What a client asks of the main loop.
+#[derive(Debug)]
+pub enum AskKind {
+    /// An action of the API, for this node or the leader. Verbs of a node are answered as soon as
+    /// they are taken in: CTDB's tool waits for their effect itself.
+    Act(Action),
+    /// A tunable is set.
+    SetTunable(Tunable, u32),
+    /// How many seconds this node's ban lasts; 0 if there is none.
+    BanSeconds,
+}
+
+/// A client's question with the way for its answer.
+#[derive(Debug)]
+pub struct Ask {
+    /// The question.
+    pub kind: AskKind,
+    /// The answer.
+    pub reply: oneshot::Sender<Result<Value, ApiError>>,
+}
+
+/// Reads the nodes list again; may take its time.
+pub type NodesFile = Arc<dyn Fn() -> Option<Vec<NodeMapEntry>> + Send + Sync>;
+
+/// What the room is told at start.
+pub struct Setup {
+    /// This node.
+    pub me: Pnn,
+    /// Where clients connect.
+    pub socket: PathBuf,
+    /// Port of the links, as it stands in node maps.
+    pub port: u16,
+    /// Values from the configuration.
+    pub tunables: Tunables,
+    /// Reads the nodes list.
+    pub nodes_file: NodesFile,
+    /// The node's state.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// To the main loop.
+    pub asks: mpsc::Sender<Ask>,
+}
+
+struct Inner {
+    hub: Hub,
+    links: Links,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    asks: mpsc::Sender<Ask>,
+    nodes_file: NodesFile,
+    /// A backlog has become short enough.
+    room: Notify,
+    /// The daemon ends.
+    ended: watch::Sender<bool>,
+    me: Pnn,
+}
+
+/// The room. Cheap to clone.
+#[derive(Clone)]
+pub struct Clients {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "clients of node {}", self.shared.me)
+    }
+}
+
+impl Clients {
+    /// The room without its socket: other nodes' frames are served from now on.
+    pub fn new(setup: Setup) -> Self {
+        let hub = Hub::new(
+            setup.me,
+            setup.port,
+            setup.tunables,
+            setup.snapshots,
+            crate::clock::wall_now(),
+        );
+        Self {
+            shared: Arc::new(Shared {
+                inner: Mutex::new(Inner {
+                    hub,
+                    links: Links::default(),
+                }),
+                asks: setup.asks,
+                nodes_file: setup.nodes_file,
+                room: Notify::new(),
+                ended: watch::Sender::new(false),
+                me: setup.me,
+            }),
+        }
+    }
+
+    /// For the transport.
+    pub fn relays(&self) -> Arc<dyn Relays> {
+        Arc::new(self.clone())
+    }
+
+    /// The links, once they are there.
+    pub fn connect(&self, transport: TransportHandle) {
+        self.lock().links.connect(transport);
+    }
+
+    /// Opens the socket and serves clients. Must be called in a tokio runtime.
+    pub fn listen(&self, path: &std::path::Path) -> Result<(), StartError> {
+        socket::start(self, path)
+    }
+
+    /// Closes the socket and every connection: for `ctdb shutdown` that is the answer.
+    pub fn shutdown(&self) {
+        self.shared.ended.send_replace(true);
+        self.lock().links.disconnect();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.shared
+            .inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the hub take something in, and carries out what follows; returns also which nodes
+    /// were sent something.
+    fn with<T>(&self, take_in: impl FnOnce(&mut Hub) -> T) -> (T, NodeSet) {
+        let mut inner = self.lock();
+        let Inner { hub, links } = &mut *inner;
+        let result = take_in(hub);
+        let mut sent_to = NodeSet::EMPTY;
+        let mut rest = Vec::new();
+        for effect in hub.take_effects() {
+            match effect {
+                Effect::Frame(to, frame) => {
+                    for pnn in to.iter() {
+                        sent_to.insert(pnn);
+                    }
+                    links.send(to, frame);
+                }
+                other => rest.push(other),
+            }
+        }
+        drop(inner);
+        for effect in rest {
+            self.carry_out(effect);
+        }
+        (result, sent_to)
+    }
+
+    fn carry_out(&self, effect: Effect) {
+        match effect {
+            Effect::Frame(..) => {}
+            Effect::Ask(kind, then) => {
+                let (reply, answer) = oneshot::channel();
+                if self.shared.asks.try_send(Ask { kind, reply }).is_err() {
+                    tracing::warn!("the main loop takes no more questions of clients");
+                    self.with(|hub| hub.answered(then, Err(())));
+                    return;
+                }
+                let clients = self.clone();
+                tokio::spawn(async move {
+                    let answer = match answer.await {
+                        Ok(Ok(value)) => Ok(value),
+                        Ok(Err(error)) => {
+                            tracing::warn!(%error, "a client's control failed");
+                            Err(())
+                        }
+                        Err(_) => Err(()),
+                    };
+                    clients.with(|hub| hub.answered(then, answer));
+                });
+            }
+            Effect::NodesFile(origin) => {
+                let clients = self.clone();
+                let read = Arc::clone(&self.shared.nodes_file);
+                tokio::spawn(async move {
+                    let nodes = tokio::task::spawn_blocking(move || read()).await;
+                    clients.with(|hub| hub.nodes_file(origin, nodes.ok().flatten()));
+                });
+            }
+        }
+    }
+
+    /// Whether one of these nodes has more waiting for it than its backlog shall have.
+    fn is_congested(&self, nodes: NodeSet) -> bool {
+        self.lock().links.is_congested(nodes)
+    }
+
+    /// Time passes; the main loop calls it with each of its ticks.
+    pub fn tick(&self, now: BootTime) {
+        self.with(|hub| hub.tick(now));
+    }
+
+    /// How many clients are connected.
+    pub fn count(&self) -> u32 {
+        self.lock().hub.count()
+    }
+
+    /// An address has fallen silent here (6.4).
+    pub fn released(&self, address: IpAddr) {
+        self.address_message(srvid::RELEASE_IP, address);
+    }
+
+    /// An address is served here.
+    pub fn taken(&self, address: IpAddr) {
+        self.address_message(srvid::TAKE_IP, address);
+    }
+
+    fn address_message(&self, srvid: u64, address: IpAddr) {
+        let mut text = address.to_string().into_bytes();
+        text.push(0);
+        self.with(|hub| hub.deliver(srvid, &text));
+    }
+
+    /// Addresses have been distributed.
+    pub fn reallocated(&self) {
+        self.with(|hub| hub.deliver(srvid::IPREALLOCATED, &[]));
+    }
+
+    /// The cluster has recovered under a new generation.
+    pub fn reconfigured(&self) {
+        self.with(|hub| hub.deliver(srvid::RECONFIGURE, &[]));
+    }
+
+    fn gone(&self, client: ClientId) {
+        self.with(|hub| hub.gone(client));
+    }
+}
+
+impl Relays for Clients {
+    fn up(&self, pnn: Pnn) {
+        self.with(|hub| hub.link_up(pnn));
+    }
+
+    fn frame(&self, pnn: Pnn, bytes: &[u8]) -> bool {
+        self.with(|hub| hub.frame(pnn, bytes)).0
+    }
+
+    fn room(&self, pnn: Pnn) {
+        let congested = {
+            let links = &mut self.lock().links;
+            links.room(pnn);
+            links.is_congested([pnn].into_iter().collect())
+        };
+        if !congested {
+            self.shared.room.notify_waiters();
+        }
+    }
+
+    fn down(&self, pnn: Pnn) {
+        self.lock().links.down(pnn);
+        self.shared.room.notify_waiters();
+        self.with(|hub| hub.link_down(pnn));
+    }
+}
