@@ -432,8 +432,8 @@ impl Node {
                 };
                 if result.is_err() {
                     self.parts.local.unplace(address);
-                    self.local_changed();
                 }
+                self.local_changed();
                 self.input(coordinator::Input::Taken {
                     epoch,
                     results: vec![(address, result)],
