@@ -317,14 +317,14 @@ pub fn kill(runs: Runs) -> Result<Vec<Row>> {
             reference: reference.to_vec(),
         };
         rows.push(row(
-            "server sockets gone (beside it: `ss -K`)",
+            "server sockets gone (the other column: `ss -K`)",
             Unit::Ms,
             &chosen,
             goal,
             &ss,
         ));
         rows.push(row(
-            "the same by sock_diag (beside it: `ss -K`)",
+            "the same by sock_diag (the other column: `ss -K`)",
             Unit::Ms,
             &diag,
             None,
@@ -378,7 +378,8 @@ fn destroy(stage: &Stage, way: Way, count: usize) -> Result<Duration> {
             let start = Instant::now();
             let mut command = std::process::Command::new("ss");
             command.args(["-K", "-H", "-t", "-n", "state", "connected", "exclude"]);
-            command.args(["time-wait", "src", PUBLIC[0], "or", "src", PUBLIC[1]]);
+            let v6 = format!("[{}]", PUBLIC[1]);
+            command.args(["time-wait", "src", PUBLIC[0], "or", "src", &v6]);
             let out = command.output().context("running ss")?;
             ensure!(out.status.success(), "ss -K: {out:?}");
             start.elapsed()
