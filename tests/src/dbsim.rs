@@ -9,6 +9,7 @@
 mod check;
 mod client;
 mod faults;
+mod files;
 mod membership;
 mod node;
 mod options;

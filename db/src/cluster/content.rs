@@ -210,7 +210,7 @@ impl Database {
         };
         if recovery.generation == generation {
             recovery.report = Some(report.clone());
-            self.tell_leader(cx, Body::Stopped(report));
+            self.tell_leader(cx, Body::Stopped(Box::new(report)));
         }
     }
 

@@ -268,7 +268,7 @@ impl Database {
         if self.config.kind == Kind::Volatile && self.all_records == AllRecords::Held {
             self.report(cx);
         } else if let Some(report) = self.recovery.as_ref().and_then(|r| r.report.clone()) {
-            self.tell_leader(cx, Body::Stopped(report));
+            self.tell_leader(cx, Body::Stopped(Box::new(report)));
         }
     }
 
@@ -286,7 +286,7 @@ impl Database {
         };
         if recovery.exchange.is_none() {
             recovery.report = Some(report.clone());
-            self.tell_leader(cx, Body::Stopped(report));
+            self.tell_leader(cx, Body::Stopped(Box::new(report)));
         }
     }
 

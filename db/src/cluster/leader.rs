@@ -246,7 +246,7 @@ impl Leader {
         match (message.body, &self.step) {
             (Body::WantRecovery, Step::Idle | Step::Retry(_)) => {}
             (Body::WantRecovery, _) if member => self.retry(now),
-            (Body::Stopped(report), Step::Freeze) => self.stopped(now, from, report, out),
+            (Body::Stopped(report), Step::Freeze) => self.stopped(now, from, *report, out),
             (Body::Settled { slice }, Step::Exchange { slice: current }) if slice == *current => {
                 let next = slice + 1;
                 let step = if next < self.slices {

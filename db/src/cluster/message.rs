@@ -317,7 +317,7 @@ pub enum Body {
         kind: Kind,
     },
     /// To the leader: stopped.
-    Stopped(Report),
+    Stopped(Box<Report>),
     /// To the leader: a newer recovery than yours was seen.
     Newer(Generation),
     /// From the leader: tell the location masters what you have.

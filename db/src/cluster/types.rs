@@ -233,7 +233,8 @@ pub enum Effect {
     },
     /// Send a message to another node, in order.
     Send {
-        /// To whom; never to this node.
+        /// To whom. It may be this node, in a recovery: then the shell hands it back as an input
+        /// after this one's effects.
         to: Pnn,
         /// The message.
         message: Message,

@@ -59,7 +59,7 @@ fn chosen(view: View, copies: [Report; 2]) -> (Leader, Vec<Effect>) {
         let message = Message {
             db: DbId(1),
             generation: leader.generation(),
-            body: Body::Stopped(report),
+            body: Body::Stopped(Box::new(report)),
         };
         leader.peer(now, pnn(node as u32), message, &mut out);
     }
@@ -138,7 +138,7 @@ fn a_node_that_was_away_brings_no_volatile_records() {
         let message = Message {
             db: DbId(1),
             generation: leader.generation(),
-            body: Body::Stopped(report),
+            body: Body::Stopped(Box::new(report)),
         };
         leader.peer(now, pnn(node), message, &mut out);
     }
