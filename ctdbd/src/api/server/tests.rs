@@ -124,6 +124,9 @@ async fn every_route_answers_on_the_socket_for_root() {
             .replace("{address}", "10.77.1.1")
             .replace("{name}", "lo")
             .replace("{id}", "1")
+            .replace("{component}", "legacy")
+            .replace("{event}", "monitor")
+            .replace("{script}", "50.samba")
             .replace("{server}", "10.77.1.1:445")
             .replace("{client}", "10.77.1.9:50000");
         let body = route
