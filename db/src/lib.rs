@@ -24,11 +24,13 @@
 //! * A check that names offset and fault.
 //! * [`waiter`]: waits for locks that block nobody, and that later requests join.
 //! * [`dump`]: text dumps, interchangeable with `tdbdump` and `tdbrestore`.
+//! * [`cluster`]: what makes one database out of the files of all nodes: the record protocol,
+//!   recovery, transactions, vacuuming (D, E, F), as pure state machines. `db/CLUSTER.md`.
 //! * [`record`]: CTDB's record header (C.1) and buffers of records (C.8). Pure.
 //!
 //! # What is not here yet
 //!
-//! * The record protocol, recovery of databases, vacuuming (D, E, F).
+//! * The shell of [`cluster`] in the daemon: files, frames, timers.
 //!
 //! # Where it differs from libtdb on purpose
 //!
@@ -66,6 +68,7 @@
 
 mod backing;
 mod check;
+pub mod cluster;
 #[cfg(test)]
 mod crash_tests;
 pub mod dump;

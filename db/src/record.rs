@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Length of [`LtdbHeader`] in front of the data of every record.
 pub const LTDB_HEADER_LEN: usize = 24;
 
@@ -12,11 +14,13 @@ const RECORD_FIXED: usize = 16;
 const BUFFER_FIXED: usize = 8;
 
 /// Record sequence number: counts the changes and moves of one record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Rsn(pub u64);
 
 /// Database id: the Jenkins hash of the name with its NUL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DbId(pub u32);
 
 impl DbId {
@@ -37,7 +41,8 @@ impl fmt::Display for DbId {
 
 bitflags::bitflags! {
     /// Flags of a record. Bits without a name travel with the record.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(transparent)]
     pub struct RecordFlags: u32 {
         /// Backed by a companion persistent database (set by smbd).
         const PERSISTENT = 0x0000_0001;

@@ -1,0 +1,470 @@
+//! What the leading node does for one database: it takes it through its recoveries (E).
+//!
+//! A recovery begins when the members change, when a member asks for one, and when a node begins to
+//! lead. Its steps are repeated until all members have done them; there is no vote and no ban in
+//! here. Members refuse the steps of older recoveries, so a leader that was replaced does nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn, Term};
+
+use super::message::{Body, Copy, Lineage, Message, Report};
+use super::planted::{Bug, Planted};
+use super::types::{Effect, Generation, Kind};
+use crate::record::DbId;
+
+/// A step that was not answered is sent again after this.
+const RESEND: Duration = Duration::from_secs(1);
+
+/// Without any answer for this long a recovery begins anew (`RecoverTimeout`).
+const STALL: Duration = Duration::from_secs(30);
+
+/// A recovery that failed is tried again after this.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Records of all nodes together that one slice of an exchange has, about: bounds the memory of a
+/// location master to some 16 MB, whatever the size of the database.
+const SLICE_RECORDS: u64 = 128 * 1024;
+
+/// The cluster as the leader sees it. Whoever gives it vouches that a node that is in neither list
+/// cannot change its records any more (DATA-5): its right has ended and is not renewed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct View {
+    /// The term in which this node leads.
+    pub term: Term,
+    /// Active nodes, with the lives of their daemons.
+    pub members: BTreeMap<Pnn, Incarnation>,
+    /// Nodes that leave in order (stopped, banned) and can still give what they have.
+    pub donors: NodeSet,
+    /// Location masters: members with that capability, ascending; all members if none has it.
+    pub lmasters: Vec<Pnn>,
+    /// No node that is neither member nor donor can have served since the members last did: the
+    /// authority excludes it (a majority of the configured nodes is here; or the lock was had before
+    /// its last holder could have evicted anybody). Decides about writes to persistent databases
+    /// whose lineage names absent nodes (DATA-2).
+    pub complete: bool,
+}
+
+/// How far the recovery is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// This node does not lead.
+    Idle,
+    /// Waits for these nodes, in the step of that name.
+    Step(&'static str, NodeSet),
+    /// Nothing can be done until a node with a readable copy is there.
+    NoHealthyCopy,
+    /// Done. `writable` is false if the newest lineage is missing.
+    Done {
+        /// Transactions are taken.
+        writable: bool,
+    },
+}
+
+#[derive(Clone, PartialEq, Debug)]
+enum Step {
+    Idle,
+    Retry(BootTime),
+    Freeze,
+    Exchange { slice: u32 },
+    Provide { source: Pnn },
+    Seal,
+    Thaw,
+    Done,
+}
+
+/// The leader's side of one database.
+#[derive(Debug)]
+pub struct Leader {
+    db: DbId,
+    name: String,
+    kind: Kind,
+    planted: Planted,
+    view: Option<View>,
+    generation: Generation,
+    step: Step,
+    waiting: NodeSet,
+    moved_at: BootTime,
+    sent_at: BootTime,
+    reports: BTreeMap<Pnn, Report>,
+    slices: u32,
+    valid: NodeSet,
+    chosen: Option<Copy>,
+    targets: Vec<(Pnn, bool)>,
+    writable: bool,
+    /// The operator decided to go on without the newest lineage.
+    adopt: bool,
+    /// The lineage that this leader, in this term, saw into service.
+    served: Option<Generation>,
+}
+
+impl Leader {
+    /// For a database.
+    pub fn new(db: DbId, name: String, kind: Kind, planted: Planted) -> Self {
+        Self {
+            db,
+            name,
+            kind,
+            planted,
+            view: None,
+            generation: Generation::NONE,
+            step: Step::Idle,
+            waiting: NodeSet::EMPTY,
+            moved_at: BootTime::ZERO,
+            sent_at: BootTime::ZERO,
+            reports: BTreeMap::new(),
+            slices: 1,
+            valid: NodeSet::EMPTY,
+            chosen: None,
+            targets: Vec::new(),
+            writable: false,
+            adopt: false,
+            served: None,
+        }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let name = match self.step {
+            Step::Idle => return Progress::Idle,
+            Step::Done => {
+                return Progress::Done {
+                    writable: self.writable,
+                };
+            }
+            Step::Retry(_) if self.no_healthy_copy() => return Progress::NoHealthyCopy,
+            Step::Retry(_) => "retry",
+            Step::Freeze => "freeze",
+            Step::Exchange { .. } => "exchange",
+            Step::Provide { .. } => "copy",
+            Step::Seal => "lineage",
+            Step::Thaw => "thaw",
+        };
+        Progress::Step(name, self.waiting)
+    }
+
+    /// The generation of the recovery at hand, or of the last one.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The cluster has changed, or this node leads now; `None`: it does not lead any more.
+    pub fn view(&mut self, now: BootTime, view: Option<View>, out: &mut Vec<Effect>) {
+        if view == self.view {
+            return;
+        }
+        let term = |view: &Option<View>| view.as_ref().map(|view| view.term);
+        if term(&view) != term(&self.view) {
+            self.served = None;
+        }
+        let same = match (&view, &self.view) {
+            (Some(new), Some(old)) => {
+                new.term == old.term && new.members == old.members && new.lmasters == old.lmasters
+            }
+            _ => false,
+        };
+        let donors_went = same
+            && self.step == Step::Done
+            && view.as_ref().is_some_and(|view| view.donors.is_empty());
+        self.view = view;
+        if self.view.is_none() {
+            self.step = Step::Idle;
+        } else if !donors_went {
+            self.start(now, out);
+        }
+    }
+
+    /// The operator decides that the copies that are here count as the newest (DATA-2).
+    pub fn adopt(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        self.adopt = true;
+        if self.view.is_some() {
+            self.start(now, out);
+        }
+    }
+
+    /// When [`Self::tick`] is due.
+    pub fn next_wake(&self) -> Option<BootTime> {
+        match self.step {
+            Step::Idle | Step::Done => None,
+            Step::Retry(at) => Some(at),
+            _ => Some((self.sent_at + RESEND).min(self.moved_at + STALL)),
+        }
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        match self.step {
+            Step::Idle | Step::Done => {}
+            Step::Retry(at) => {
+                if now >= at {
+                    self.start(now, out);
+                }
+            }
+            _ if now.since(self.moved_at) >= STALL => self.start(now, out),
+            _ if now.since(self.sent_at) >= RESEND => self.send_step(now, out),
+            _ => {}
+        }
+    }
+
+    /// A message for the leader.
+    pub fn peer(&mut self, now: BootTime, from: Pnn, message: Message, out: &mut Vec<Effect>) {
+        let Some(view) = &self.view else { return };
+        if let Body::Newer(newer) = message.body {
+            if newer.term == view.term && newer > self.generation {
+                self.generation.seq = newer.seq;
+                self.start(now, out);
+            } else if newer.term > view.term {
+                // Somebody else leads. This node will hear of it.
+                self.step = Step::Idle;
+            }
+            return;
+        }
+        if message.generation != self.generation {
+            return;
+        }
+        match (message.body, &self.step) {
+            (Body::WantRecovery, Step::Idle | Step::Retry(_)) => {}
+            (Body::WantRecovery, _) => {
+                if view.members.contains_key(&from) {
+                    self.retry(now);
+                }
+            }
+            (Body::Stopped(report), Step::Freeze) => {
+                if self.answered(now, from) {
+                    self.reports.insert(from, report);
+                    if self.waiting.is_empty() {
+                        self.all_stopped(now, out);
+                    }
+                }
+            }
+            (Body::Settled { slice }, Step::Exchange { slice: current }) if slice == *current => {
+                if self.answered(now, from) && self.waiting.is_empty() {
+                    let next = slice + 1;
+                    if next < self.slices {
+                        self.go(now, Step::Exchange { slice: next }, out);
+                    } else {
+                        self.go(now, Step::Thaw, out);
+                    }
+                }
+            }
+            (Body::Provided { ok }, Step::Provide { source }) if from == *source => {
+                if ok {
+                    self.copied(now, out);
+                } else {
+                    self.retry(now);
+                }
+            }
+            (Body::Sealed { ok }, Step::Seal) => {
+                if !ok {
+                    self.retry(now);
+                } else if self.answered(now, from) && self.waiting.is_empty() {
+                    self.go(now, Step::Thaw, out);
+                }
+            }
+            (Body::Thawed, Step::Thaw) => {
+                if self.answered(now, from) && self.waiting.is_empty() {
+                    self.step = Step::Done;
+                    if self.writable {
+                        self.served = Some(self.generation);
+                        self.adopt = false;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn answered(&mut self, now: BootTime, from: Pnn) -> bool {
+        self.moved_at = now;
+        self.waiting.remove(from)
+    }
+
+    fn members(&self) -> NodeSet {
+        self.view
+            .iter()
+            .flat_map(|view| view.members.keys().copied())
+            .collect()
+    }
+
+    fn sources(&self) -> NodeSet {
+        let donors = self.view.as_ref().map_or(0, |view| view.donors.0);
+        NodeSet(self.members().0 | donors)
+    }
+
+    fn retry(&mut self, now: BootTime) {
+        self.step = Step::Retry(now + RETRY);
+        self.waiting = NodeSet::EMPTY;
+    }
+
+    fn start(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        let Some(view) = &self.view else { return };
+        let seq = if self.generation.term == view.term {
+            self.generation.seq + 1
+        } else {
+            1
+        };
+        self.generation = Generation {
+            term: view.term,
+            seq,
+        };
+        self.reports.clear();
+        self.chosen = None;
+        self.targets.clear();
+        self.go(now, Step::Freeze, out);
+    }
+
+    /// Begins a step.
+    fn go(&mut self, now: BootTime, step: Step, out: &mut Vec<Effect>) {
+        self.waiting = match &step {
+            Step::Freeze | Step::Exchange { .. } => self.sources(),
+            Step::Provide { source } => [*source].into_iter().collect(),
+            Step::Seal | Step::Thaw => self.members(),
+            Step::Idle | Step::Retry(_) | Step::Done => NodeSet::EMPTY,
+        };
+        self.step = step;
+        self.moved_at = now;
+        self.send_step(now, out);
+    }
+
+    /// Sends the step's message to all that have not done it.
+    fn send_step(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        let Some(view) = &self.view else { return };
+        self.sent_at = now;
+        let members = self.members();
+        let body = match &self.step {
+            Step::Idle | Step::Retry(_) | Step::Done => return,
+            Step::Freeze => Body::Freeze {
+                name: self.name.clone(),
+                kind: self.kind,
+            },
+            Step::Exchange { slice } => Body::Exchange {
+                slice: *slice,
+                slices: self.slices,
+                members,
+                donors: view.donors,
+                valid: self.valid,
+                lmasters: view.lmasters.clone(),
+            },
+            Step::Provide { .. } => Body::Provide {
+                targets: self.targets.clone(),
+            },
+            Step::Seal => Body::Seal {
+                lineage: Lineage {
+                    epoch: self.generation,
+                    members,
+                },
+            },
+            Step::Thaw => {
+                let chosen = self.chosen.as_ref();
+                Body::Thaw {
+                    members,
+                    lmasters: view.lmasters.clone(),
+                    writable: self.writable,
+                    history: chosen.map_or_else(Vec::new, |copy| copy.history.clone()),
+                    since: chosen
+                        .and_then(|copy| copy.since)
+                        .unwrap_or(self.generation),
+                }
+            }
+        };
+        for to in self.waiting.iter() {
+            let message = Message {
+                db: self.db,
+                generation: self.generation,
+                body: body.clone(),
+            };
+            out.push(Effect::Send { to, message });
+        }
+    }
+
+    fn all_stopped(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        if self.kind == Kind::Volatile {
+            self.choose_valid();
+            self.go(now, Step::Exchange { slice: 0 }, out);
+        } else {
+            self.choose_copy(now, out);
+        }
+    }
+
+    /// Whose volatile records count: those of the nodes that were in the newest generation. Who was
+    /// away while it was served has records that others may have changed since.
+    fn choose_valid(&mut self) {
+        let usable = || self.reports.iter().filter(|(_, report)| report.valid);
+        let newest = usable()
+            .map(|(_, report)| report.committed)
+            .max()
+            .unwrap_or(Generation::NONE);
+        let valid = usable()
+            .filter(|(_, report)| report.committed == newest || report.settled == newest)
+            .map(|(node, _)| *node)
+            .collect();
+        let records: u64 = self.reports.values().map(|report| report.records).sum();
+        self.valid = valid;
+        self.slices = records.div_ceil(SLICE_RECORDS).clamp(1, 1 << 16) as u32;
+        self.writable = true;
+    }
+
+    fn no_healthy_copy(&self) -> bool {
+        self.kind != Kind::Volatile && !self.reports.is_empty() && self.chosen.is_none()
+    }
+
+    /// The copy to keep: of the newest lineage, then with the highest sequence number; then the one
+    /// that most have, then that of the lowest node.
+    fn choose_copy(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        let copies: BTreeMap<Pnn, Copy> = self
+            .reports
+            .iter()
+            .filter_map(|(node, report)| Some((*node, report.copy.clone()?)))
+            .collect();
+        let planted = self.planted.has(Bug::LineageIgnored);
+        let votes = |digest| copies.values().filter(|copy| copy.digest == digest).count();
+        let best = copies
+            .iter()
+            .filter(|(_, copy)| copy.healthy)
+            .max_by_key(|(node, copy)| {
+                let epoch = if planted {
+                    Generation::NONE
+                } else {
+                    copy.lineage.epoch
+                };
+                (epoch, copy.seq, votes(copy.digest), std::cmp::Reverse(**node))
+            });
+        let Some((source, best)) = best else {
+            self.retry(now + STALL);
+            return;
+        };
+        let present = self.sources();
+        let absent = best.lineage.members.0 & !present.0;
+        let complete = self.view.as_ref().is_some_and(|view| view.complete);
+        self.writable = absent == 0
+            || complete
+            || self.adopt
+            || self.served == Some(best.lineage.epoch)
+            || self.kind == Kind::Replicated;
+        let members = self.members();
+        self.targets = copies
+            .iter()
+            .filter(|(node, copy)| {
+                members.contains(**node) && (!copy.healthy || copy.digest != best.digest)
+            })
+            .map(|(node, copy)| (*node, copy.healthy && copy.seq >= best.seq))
+            .collect();
+        let source = *source;
+        self.chosen = Some(best.clone());
+        if self.targets.is_empty() {
+            self.copied(now, out);
+        } else {
+            self.go(now, Step::Provide { source }, out);
+        }
+    }
+
+    /// All members have the same content.
+    fn copied(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        let step = if self.writable { Step::Seal } else { Step::Thaw };
+        self.go(now, step, out);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! What a run is made of.
+
+use std::fmt;
+
+use ctdb_db::cluster::planted::Bug;
+
+/// What gives a partition the right to serve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Authority {
+    /// More than half of the nodes.
+    Majority,
+    /// One node that holds a lock: any number of survivors.
+    Lock,
+}
+
+/// One run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Everything random comes from it.
+    pub seed: u64,
+    /// Planted bug.
+    pub bug: Option<Bug>,
+    /// Lines of trace to keep.
+    pub trace: usize,
+    /// How long faults go on, in milliseconds.
+    pub chaos_ms: u64,
+}
+
+impl Options {
+    /// A run as the tests do it.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            bug: None,
+            trace: 0,
+            chaos_ms: 3000,
+        }
+    }
+}
+
+/// A broken promise.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Violation {
+    /// `DATA-1` ...
+    pub promise: &'static str,
+    /// Seconds into the run.
+    pub at: f64,
+    /// What was seen.
+    pub text: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} broken at {:.6} s: {}",
+            self.promise, self.at, self.text
+        )
+    }
+}
+
+/// What happened in a run.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Stats {
+    /// Events of the simulator.
+    pub events: u64,
+    /// Changes of records under their lock.
+    pub updates: u64,
+    /// Records that went to another node.
+    pub migrations: u64,
+    /// Read-only copies.
+    pub delegations: u64,
+    /// Records removed by the vacuum.
+    pub vacuumed: u64,
+    /// Recoveries that ended, of all databases.
+    pub recoveries: u64,
+    /// Transactions answered as committed.
+    pub commits: u64,
+    /// Faults.
+    pub faults: u64,
+    /// Volatile records whose newest copy died with its node.
+    pub lost_with_node: u64,
+}
+
+/// The end of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The first broken promise.
+    pub violation: Option<Violation>,
+    /// Counters.
+    pub stats: Stats,
+    /// The last lines, if they were asked for.
+    pub trace: String,
+}
