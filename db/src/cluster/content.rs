@@ -33,8 +33,8 @@ pub(super) enum Purpose {
     Piece(Generation, Pnn, u32),
     /// The last part of the last piece; with it comes its history.
     Last(Generation, Pnn, u32, History),
-    /// The lineage, in a recovery.
-    Seal(Generation),
+    /// The lineage of a recovery, for its leader.
+    Seal(Generation, Pnn),
 }
 
 /// Jobs of one database, one at a time.
@@ -89,6 +89,19 @@ impl Database {
                 self.stored(cx, coordinator, tx, false);
                 continue;
             }
+            let begins = matches!(work, Work::ReplaceBegin { .. });
+            if self.commits.jobs.failed && !begins {
+                // Content with a hole is not put in place.
+                match purpose {
+                    Purpose::Part => continue,
+                    Purpose::Piece(generation, from, piece)
+                    | Purpose::Last(generation, from, piece, _) => {
+                        self.piece_stored(cx, generation, from, piece, false);
+                        continue;
+                    }
+                    _ => {}
+                }
+            }
             let job = JobId(self.number());
             self.commits.jobs.running = Some((job, purpose));
             cx.out.push(Effect::Job { job, work });
@@ -130,13 +143,8 @@ impl Database {
                 }
                 self.piece_stored(cx, generation, from, piece, ok);
             }
-            Purpose::Seal(generation) => {
-                if let Some(recovery) = &mut self.recovery
-                    && recovery.generation == generation
-                {
-                    recovery.sealed = Some(ok);
-                    self.tell_leader(cx, Body::Sealed { ok });
-                }
+            Purpose::Seal(generation, leader) => {
+                self.send_in(cx, generation, leader, Body::Sealed { ok });
             }
         }
         self.next_job(cx);
@@ -154,17 +162,8 @@ impl Database {
         let ok = ok && !std::mem::take(&mut self.commits.jobs.failed);
         if generation == self.promised {
             let body = Body::Taken { piece, ok };
-            self.send_promised(cx, from, body);
+            self.send_in(cx, self.promised, from, body);
         }
-    }
-
-    fn send_promised<S>(&self, cx: &mut Cx<'_, S>, to: Pnn, body: Body) {
-        let message = super::message::Message {
-            db: self.config.id,
-            generation: self.promised,
-            body,
-        };
-        cx.out.push(Effect::Send { to, message });
     }
 
     /// Looks at the copy, behind the transaction that may still run.
@@ -260,7 +259,7 @@ impl Database {
                 records: records.clone(),
                 end: provide.ended.then(|| history.clone()),
             };
-            self.send_promised(cx, *to, body);
+            self.send_in(cx, self.promised, *to, body);
         }
         Ok(())
     }
@@ -318,19 +317,19 @@ impl Database {
         }
     }
 
-    /// The lineage of the new generation.
+    /// The lineage of a new generation: also on nodes that only witness it.
     pub(super) fn seal<S>(
         &mut self,
         cx: &mut Cx<'_, S>,
-        recovery: &mut Recovery,
+        from: Pnn,
+        generation: Generation,
         lineage: Lineage,
     ) {
-        match recovery.sealed {
-            Some(ok) => self.tell_leader(cx, Body::Sealed { ok }),
-            None => {
-                let purpose = Purpose::Seal(recovery.generation);
-                self.job(cx, purpose, Work::Seal { lineage });
-            }
+        if generation < self.promised {
+            self.send_in(cx, generation, from, Body::Newer(self.promised));
+        } else {
+            let purpose = Purpose::Seal(generation, from);
+            self.job(cx, purpose, Work::Seal { lineage });
         }
     }
 }

@@ -32,7 +32,6 @@ pub(super) struct Recovery {
     /// Messages of the next slice, from nodes that are faster.
     early: Vec<(Pnn, Body)>,
     pub(super) provide: Option<Provide>,
-    pub(super) sealed: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -81,7 +80,6 @@ impl Recovery {
             settled: 0,
             early: Vec::new(),
             provide: None,
-            sealed: None,
         }
     }
 
@@ -183,7 +181,7 @@ impl Database {
         self.commits.drop_queued();
     }
 
-    fn send_in<S>(&self, cx: &mut Cx<'_, S>, generation: Generation, to: Pnn, body: Body) {
+    pub(super) fn send_in<S>(&self, cx: &mut Cx<'_, S>, generation: Generation, to: Pnn, body: Body) {
         let message = Message {
             db: self.config.id,
             generation,
@@ -207,6 +205,10 @@ impl Database {
         let generation = message.generation;
         if let Body::Freeze { .. } = message.body {
             return self.freeze(cx, from, generation);
+        }
+        if let Body::Seal { lineage } = message.body {
+            self.seal(cx, from, generation, lineage);
+            return Ok(());
         }
         if generation != self.promised {
             return Ok(());
@@ -379,10 +381,6 @@ impl Database {
                 Ok(())
             }
             Body::Taken { piece, ok } => self.taken(cx, recovery, from, piece, ok),
-            Body::Seal { lineage } => {
-                self.seal(cx, recovery, lineage);
-                Ok(())
-            }
             _ => Ok(()),
         }
     }

@@ -37,12 +37,17 @@ pub struct View {
     pub members: BTreeMap<Pnn, Incarnation>,
     /// Nodes that leave in order (stopped, banned) and can still give what they have.
     pub donors: NodeSet,
+    /// Nodes in neither list that count for the authority now and have databases: they only write
+    /// lineages down, so that a later partition knows what it misses.
+    pub witnesses: NodeSet,
     /// Location masters: members with that capability, ascending; all members if none has it.
     pub lmasters: Vec<Pnn>,
-    /// No node that is neither member nor donor can have served since the members last did: the
-    /// authority excludes it (a majority of the configured nodes is here; or the lock was had before
-    /// its last holder could have evicted anybody). Decides about writes to persistent databases
-    /// whose lineage names absent nodes (DATA-2).
+    /// Every set of nodes that can have served without the members and donors shares with them a
+    /// node that wrote its lineage down. With `majority`, and databases on all voters: always. With
+    /// voters that have none: if (members and donors) + (quorum - voters without databases) is more
+    /// than the nodes with databases. With `lock`: only if the lock was had before its last holder
+    /// could have left anybody out. Decides about writes to persistent databases whose lineage names
+    /// absent nodes (DATA-2); when in doubt it is false.
     pub complete: bool,
 }
 
@@ -164,14 +169,23 @@ impl Leader {
             }
             _ => false,
         };
-        let donors_went = same
-            && self.step == Step::Done
-            && view.as_ref().is_some_and(|view| view.donors.is_empty());
+        // Who gave what it had may go, and who only watches may come, without a recovery.
+        let given = view.as_ref().is_some_and(|view| view.donors.is_empty());
+        let donors = view.as_ref().map(|view| view.donors);
+        let no_matter = same
+            && ((self.step == Step::Done && given)
+                || donors == self.view.as_ref().map(|view| view.donors));
         self.view = view;
         if self.view.is_none() {
             self.step = Step::Idle;
-        } else if !donors_went {
+        } else if !no_matter {
             self.start(now, out);
+        } else if self.step == Step::Seal {
+            // Those that went are not waited for.
+            self.waiting.0 &= self.sources().0 | self.view.as_ref().map_or(0, |v| v.witnesses.0);
+            if self.waiting.is_empty() {
+                self.go(now, Step::Thaw, out);
+            }
         }
     }
 
@@ -319,7 +333,11 @@ impl Leader {
         self.waiting = match &step {
             Step::Freeze | Step::Exchange { .. } => self.sources(),
             Step::Provide { source } => [*source].into_iter().collect(),
-            Step::Seal | Step::Thaw => self.members(),
+            Step::Seal => {
+                let witnesses = self.view.as_ref().map_or(0, |view| view.witnesses.0);
+                NodeSet(self.sources().0 | witnesses)
+            }
+            Step::Thaw => self.members(),
             Step::Idle | Step::Retry(_) | Step::Done => NodeSet::EMPTY,
         };
         self.step = step;
@@ -418,6 +436,8 @@ impl Leader {
             .filter_map(|(node, report)| Some((*node, report.copy.clone()?)))
             .collect();
         let planted = self.planted.has(Bug::LineageIgnored);
+        let took_part =
+            |node, copy: &Copy| copy.lineage == Lineage::NONE || copy.lineage.members.contains(node);
         let votes = |digest| copies.values().filter(|copy| copy.digest == digest).count();
         let best = copies
             .iter()
@@ -428,7 +448,10 @@ impl Leader {
                 } else {
                     copy.lineage.epoch
                 };
-                (epoch, copy.seq, votes(copy.digest), std::cmp::Reverse(**node))
+                // A node that only witnessed a lineage has older content.
+                let took_part = planted || took_part(**node, copy);
+                let reverse = std::cmp::Reverse(**node);
+                (epoch, took_part, copy.seq, votes(copy.digest), reverse)
             });
         let Some((source, best)) = best else {
             self.retry(now + STALL);
@@ -438,7 +461,7 @@ impl Leader {
         let absent = best.lineage.members.0 & !present.0;
         let complete = self.view.as_ref().is_some_and(|view| view.complete);
         self.writable = absent == 0
-            || complete
+            || (complete && took_part(*source, best))
             || self.adopt
             || self.served == Some(best.lineage.epoch)
             || self.kind == Kind::Replicated;

@@ -311,7 +311,9 @@ impl World {
             if writable && writer.done < late {
                 self.broken("G.20", format!("writer {index} hangs: {writer:?}"));
             }
-            if !served || (!writable && self.authority == Authority::Majority) {
+            // Writers without the common lock keep a database in recoveries.
+            let refused = !writable && self.authority == Authority::Majority;
+            if (!served || refused) && writer.done < late {
                 let text = format!(
                     "db {} is not served on node {}: {:?}",
                     writer.side, writer.node, writer

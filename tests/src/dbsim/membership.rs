@@ -271,6 +271,11 @@ impl World {
         } else {
             capable
         };
+        let witnesses: NodeSet = (0..self.nodes.len())
+            .filter(|node| self.acts(*node) && self.connected(leader, *node))
+            .map(pnn)
+            .filter(|node| !members.contains_key(node) && !donors.contains(*node))
+            .collect();
         let view = View {
             term: Term {
                 number: self.membership.term,
@@ -279,6 +284,7 @@ impl World {
             },
             members,
             donors,
+            witnesses,
             lmasters,
             complete: self.authority == Authority::Majority,
         };

@@ -17,6 +17,7 @@ fn view(members: &[u32], complete: bool) -> View {
         term: term(1),
         members: members.iter().map(|n| (pnn(*n), Incarnation(1))).collect(),
         donors: NodeSet::EMPTY,
+        witnesses: NodeSet::EMPTY,
         lmasters: members.iter().map(|n| pnn(*n)).collect(),
         complete,
     }
