@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::content::{Jobs, Purpose};
 use super::database::{Cx, Database, Outcome};
-use super::message::{Body, MAX_HISTORY, Record};
+use super::message::{Body, Lineage, MAX_HISTORY, Record};
 use super::park::Deferred;
 use super::planted::Bug;
 use super::store::Store;
@@ -110,6 +110,8 @@ pub(super) struct Commits {
     pub(super) history: VecDeque<TxId>,
     /// The history is complete from this generation on.
     pub(super) since: Option<Generation>,
+    /// The lineage that was read or sealed last.
+    pub(super) lineage: Lineage,
     /// Transactions are taken: the newest lineage is here.
     writable: bool,
 }
@@ -121,6 +123,7 @@ impl Default for Commits {
             running: BTreeMap::new(),
             history: VecDeque::new(),
             since: None,
+            lineage: Lineage::NONE,
             writable: false,
         }
     }

@@ -34,7 +34,7 @@ pub(super) enum Purpose {
     /// The last part of the last piece; with it comes its history.
     Last(Generation, Pnn, u32, History),
     /// The lineage of a recovery, for its leader.
-    Seal(Generation, Pnn),
+    Seal(Generation, Pnn, Lineage),
 }
 
 /// Jobs of one database, one at a time.
@@ -143,7 +143,10 @@ impl Database {
                 }
                 self.piece_stored(cx, generation, from, piece, ok);
             }
-            Purpose::Seal(generation, leader) => {
+            Purpose::Seal(generation, leader, lineage) => {
+                if ok {
+                    self.commits.lineage = lineage;
+                }
                 self.send_in(cx, generation, leader, Body::Sealed { ok });
             }
         }
@@ -179,8 +182,15 @@ impl Database {
                 lineage,
                 seq,
                 digest,
-            } => (*lineage, *seq, *digest, true),
-            _ => (Lineage::NONE, 0, 0, false),
+            } => {
+                self.commits.lineage = *lineage;
+                (*lineage, *seq, *digest, true)
+            }
+            JobResult::Damaged { lineage } => {
+                self.commits.lineage = *lineage;
+                (*lineage, 0, 0, false)
+            }
+            _ => (self.commits.lineage, 0, 0, false),
         };
         let report = Report {
             committed: self.generation,
@@ -328,7 +338,7 @@ impl Database {
         if generation < self.promised {
             self.send_in(cx, generation, from, Body::Newer(self.promised));
         } else {
-            let purpose = Purpose::Seal(generation, from);
+            let purpose = Purpose::Seal(generation, from, lineage);
             self.job(cx, purpose, Work::Seal { lineage });
         }
     }

@@ -468,7 +468,11 @@ impl Database {
                 self.vacuum.fetch(keys);
                 Ok(())
             }
-            Body::TryDelete { run, records } => self.try_delete(cx, from, run, &records),
+            Body::TryDelete {
+                run,
+                records,
+                remove,
+            } => self.try_delete(cx, from, run, &records, remove),
             Body::Kept { run, kept } => self.kept(cx, from, run, &kept),
             Body::Traverse { id, empty } => {
                 self.traverse_for(from, id, empty);

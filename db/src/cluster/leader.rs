@@ -454,11 +454,25 @@ impl Leader {
                 (epoch, took_part, copy.seq, votes(copy.digest), reverse)
             });
         let Some((source, best)) = best else {
-            self.retry(now + STALL);
+            self.retry(now + RESEND);
             return;
         };
-        let present = self.sources();
-        let absent = best.lineage.members.0 & !present.0;
+        let readable: NodeSet = copies
+            .iter()
+            .filter(|(_, copy)| copy.healthy)
+            .map(|(node, _)| *node)
+            .collect();
+        let absent = best.lineage.members.0 & !readable.0;
+        // A copy that cannot be read may be the newest: it is not replaced by an older one.
+        let doubt = copies.values().any(|copy| {
+            let unknown = copy.lineage == Lineage::NONE
+                && (absent != 0 || best.lineage == Lineage::NONE);
+            !copy.healthy && (copy.lineage.epoch > best.lineage.epoch || unknown)
+        });
+        if doubt && !self.adopt {
+            self.retry(now + RESEND);
+            return;
+        }
         let complete = self.view.as_ref().is_some_and(|view| view.complete);
         self.writable = absent == 0
             || (complete && took_part(*source, best))

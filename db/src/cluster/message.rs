@@ -176,7 +176,7 @@ pub struct Report {
 /// A copy of a persistent or replicated database.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Copy {
-    /// Its lineage.
+    /// Its lineage; if the copy cannot be read, the one that was read or sealed last.
     pub lineage: Lineage,
     /// Its sequence number.
     pub seq: u64,
@@ -240,8 +240,10 @@ pub enum Body {
     TryDelete {
         /// The vacuum run.
         run: u64,
-        /// Keys and sequence numbers of empty records.
+        /// Keys of empty records, with the sequence numbers that their owner has.
         records: Vec<(serde_bytes::ByteBuf, Rsn)>,
+        /// Remove the copies; before, they are only emptied.
+        remove: bool,
     },
     /// The records of a run that the sender could not delete.
     Kept {

@@ -330,6 +330,11 @@ pub enum JobResult {
         /// Digest of the content.
         digest: u128,
     },
+    /// [`Work::Inspect`]: the content cannot be read; its lineage can.
+    Damaged {
+        /// Lineage as it was sealed last.
+        lineage: Lineage,
+    },
     /// [`Work::Apply`]: the transaction does not fit this copy; nothing was stored.
     Conflict(Conflict),
     /// The file or the disk failed; nothing was stored.

@@ -51,8 +51,11 @@ struct Run {
     delete: VecDeque<(Key, Rsn)>,
     /// For other location masters.
     elsewhere: BTreeMap<Pnn, Vec<ByteBuf>>,
-    /// To be removed when all others have.
+    /// To be removed when all others have. First all copies with data are replaced by empty ones,
+    /// and only when there is none left are the empty ones removed: whoever dies in between, no old
+    /// data comes back.
     asked: Vec<(Key, Rsn)>,
+    emptied: bool,
     waiting: NodeSet,
     kept: BTreeSet<u32>,
     removed: u64,
@@ -176,7 +179,7 @@ impl Database {
         if !run.fetch.is_empty() {
             return self.vacuum_fetch(cx);
         }
-        if !run.delete.is_empty() && run.asked.len() < MAX_ASKED {
+        if !run.delete.is_empty() && run.asked.len() < MAX_ASKED && !run.emptied {
             for _ in 0..BUDGET {
                 let Some(run) = &mut self.vacuum.run else {
                     break;
@@ -218,6 +221,7 @@ impl Database {
             delete: std::mem::take(&mut vacuum.queue).into_iter().collect(),
             elsewhere: BTreeMap::new(),
             asked: Vec::new(),
+            emptied: false,
             waiting: NodeSet::EMPTY,
             kept: BTreeSet::new(),
             removed: 0,
@@ -288,9 +292,9 @@ impl Database {
         rsn: Rsn,
     ) -> Outcome {
         let me = self.config.me;
-        if self.deletable(cx, key, rsn)?.is_none() {
+        let Some(mut header) = self.deletable(cx, key, rsn)? else {
             return Ok(());
-        }
+        };
         let lmaster = self.lmaster(key);
         let Some(run) = &mut self.vacuum.run else {
             return Ok(());
@@ -303,7 +307,12 @@ impl Database {
                 .push(ByteBuf::from(key)),
             // Always with the others: an earlier location master may have an empty copy with a higher
             // number than the record's next life begins with.
-            _ => run.asked.push((key.to_vec(), rsn)),
+            // The others' tombstones fit between this copy and theirs.
+            _ => {
+                header.rsn.0 += 1;
+                cx.store.write(key, &header, &[])?;
+                run.asked.push((key.to_vec(), header.rsn));
+            }
         }
         Ok(())
     }
@@ -334,6 +343,7 @@ impl Database {
         };
         run.kept.clear();
         run.waiting = others;
+        let remove = run.emptied;
         let records: Vec<_> = run
             .asked
             .iter()
@@ -341,14 +351,12 @@ impl Database {
             .collect();
         for to in others.iter() {
             let records = records.clone();
-            self.send(
-                cx,
-                to,
-                Body::TryDelete {
-                    run: run_number,
-                    records,
-                },
-            );
+            let body = Body::TryDelete {
+                run: run_number,
+                records,
+                remove,
+            };
+            self.send(cx, to, body);
         }
         if others.is_empty() {
             return self.vacuum_remove(cx);
@@ -363,6 +371,7 @@ impl Database {
         from: Pnn,
         run: u64,
         records: &[(ByteBuf, Rsn)],
+        remove: bool,
     ) -> Outcome {
         let mut kept = Vec::new();
         for (index, (key, rsn)) in records.iter().enumerate() {
@@ -373,15 +382,19 @@ impl Database {
             let known = self.read(cx, key);
             let outcome = match known {
                 Ok(None) => Ok(true),
-                Ok(Some(header)) => {
-                    let refuse = header.rsn > *rsn
+                Ok(Some(mut header)) => {
+                    let refuse = header.rsn >= *rsn
+                        || (remove && !self.scratch.is_empty())
                         || header.flags.intersects(RecordFlags::RO_FLAGS)
                         || header.dmaster == self.config.me.get()
                         || self.collapsed.contains_key(key.as_slice());
                     if refuse {
                         Ok(false)
-                    } else {
+                    } else if remove {
                         cx.store.remove(key).map(|()| true)
+                    } else {
+                        header.rsn = Rsn(rsn.0 - 1);
+                        cx.store.write(key, &header, &[]).map(|()| true)
                     }
                 }
                 Err(fault) => Err(fault),
@@ -410,9 +423,19 @@ impl Database {
             return Ok(());
         };
         run.kept.extend(kept.iter().copied());
-        if run.waiting.remove(from) && run.waiting.is_empty() {
+        if !run.waiting.remove(from) || !run.waiting.is_empty() {
+            return Ok(());
+        }
+        if run.emptied {
             return self.vacuum_remove(cx);
         }
+        run.emptied = true;
+        let kept = std::mem::take(&mut run.kept);
+        let mut index = 0;
+        run.asked.retain(|_| {
+            index += 1;
+            !kept.contains(&(index - 1))
+        });
         Ok(())
     }
 
@@ -421,6 +444,7 @@ impl Database {
         let Some(run) = &mut self.vacuum.run else {
             return Ok(());
         };
+        run.emptied = false;
         let (asked, kept) = (
             std::mem::take(&mut run.asked),
             std::mem::take(&mut run.kept),
