@@ -32,7 +32,7 @@ pub use database::{Config, Database, State};
 pub use hot::{HotKey, Statistics};
 pub use leader::{Leader, Progress, View};
 pub use message::{Body, Lineage, Message, MessageFault};
-pub use store::{Cursor, Store, StoreFault};
+pub use store::{Cursor, Store, StoreFault, Visitor};
 pub use types::{
     CallFlags, CallKind, ClientId, Effect, Generation, Input, JobId, JobResult, Key, Kind, Note,
     Ticket, Tunables, Work,

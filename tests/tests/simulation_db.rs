@@ -50,9 +50,8 @@ fn search(
 
 #[test]
 fn databases_keep_their_promises() {
-    let seeds = std::env::var("DBSIM_SEEDS").map_or(SEEDS, |text| {
-        text.parse().expect("DBSIM_SEEDS is a number")
-    });
+    let seeds = std::env::var("DBSIM_SEEDS")
+        .map_or(SEEDS, |text| text.parse().expect("DBSIM_SEEDS is a number"));
     let (found, done) = search(seeds, Options::new);
     if let Some((seed, _)) = found {
         let replay = dbsim::run(Options {
@@ -74,7 +73,10 @@ fn databases_keep_their_promises() {
     ];
     println!("{} runs: {counts:?}", done.len());
     for (what, count) in counts {
-        assert!(count > seeds / 4, "too few {what} to show anything: {count}");
+        assert!(
+            count > seeds / 4,
+            "too few {what} to show anything: {count}"
+        );
     }
 }
 

@@ -118,7 +118,8 @@ impl Database {
         let readonly = call.flags.contains(CallFlags::WANT_READONLY);
         if header.flags.contains(RecordFlags::RO_REVOKING_READONLY) {
             let key = call.key.clone();
-            return self.behind_revocation(cx, &key, Deferred::Client(call));
+            self.behind_revocation(cx, &key, Deferred::Client(call));
+            return Ok(());
         }
         let me = self.config.me;
         if header.dmaster == me.get() {
@@ -131,14 +132,7 @@ impl Database {
             return Ok(());
         }
         let (key, kind, flags) = (call.key.clone(), call.call, call.flags);
-        self.call_others(
-            cx,
-            &key,
-            &header,
-            kind,
-            flags,
-            Caller::Client(Some(call)),
-        );
+        self.call_others(cx, &key, &header, kind, flags, Caller::Client(Some(call)));
         Ok(())
     }
 
@@ -163,8 +157,12 @@ impl Database {
             },
         );
         self.collapsed.entry(key.to_vec()).or_default();
-        let known = self.member(header.dmaster).filter(|owner| *owner != self.config.me);
-        let Some(to) = known.or_else(|| self.lmaster(key)).filter(|to| *to != self.config.me)
+        let known = self
+            .member(header.dmaster)
+            .filter(|owner| *owner != self.config.me);
+        let Some(to) = known
+            .or_else(|| self.lmaster(key))
+            .filter(|to| *to != self.config.me)
         else {
             // The location master points to a node that is not there. The call is sent again when
             // that is mended.
@@ -191,7 +189,9 @@ impl Database {
 
     /// The node number if it is a member.
     fn member(&self, number: u32) -> Option<Pnn> {
-        Pnn::new(number).ok().filter(|pnn| self.members.contains(*pnn))
+        Pnn::new(number)
+            .ok()
+            .filter(|pnn| self.members.contains(*pnn))
     }
 
     /// Reads a record, as its location master would first create it; stored if that is this node.
@@ -256,7 +256,8 @@ impl Database {
         let header = self.read_or_create(cx, &call.key)?;
         let key = call.key.clone();
         if header.flags.contains(RecordFlags::RO_REVOKING_READONLY) {
-            return self.behind_revocation(cx, &key, Deferred::Peer(from, Body::Call(call)));
+            self.behind_revocation(cx, &key, Deferred::Peer(from, Body::Call(call)));
+            return Ok(());
         }
         if header.dmaster != self.config.me.get() {
             self.pass_on(cx, &header, call);
@@ -317,7 +318,11 @@ impl Database {
         if record.flags.contains(RecordFlags::RO_HAVE_READONLY) && self.readonly.is_some() {
             if !self.lock(cx, &record.key)? {
                 let key = record.key.clone();
-                self.park(cx, &key, Deferred::Peer(from, Body::Reply { reqid, record }));
+                self.park(
+                    cx,
+                    &key,
+                    Deferred::Peer(from, Body::Reply { reqid, record }),
+                );
                 return Ok(());
             }
             let outcome = self.take_copy(cx, &record);
@@ -389,11 +394,7 @@ impl Database {
     }
 
     /// A client has gone.
-    pub(super) fn client_gone<S: Store>(
-        &mut self,
-        cx: &mut Cx<'_, S>,
-        client: ClientId,
-    ) -> Outcome {
+    pub(super) fn client_gone<S>(&mut self, cx: &mut Cx<'_, S>, client: ClientId) {
         self.waiting.retain(|work| !work.of(client));
         self.later.retain(|work| !work.of(client));
         for queue in self.collapsed.values_mut() {
@@ -410,6 +411,5 @@ impl Database {
         }
         self.commits.forget(client);
         self.traverse_gone(cx, client);
-        Ok(())
     }
 }

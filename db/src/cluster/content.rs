@@ -73,7 +73,12 @@ impl Database {
 
     /// A job that nobody waits for. One of its kind in the queue is enough.
     pub(super) fn run_job<S>(&mut self, cx: &mut Cx<'_, S>, work: Work) {
-        let queued = self.commits.jobs.queue.iter().any(|(_, other)| *other == work);
+        let queued = self
+            .commits
+            .jobs
+            .queue
+            .iter()
+            .any(|(_, other)| *other == work);
         if !queued {
             self.job(cx, Purpose::Sync, work);
         }
@@ -109,27 +114,22 @@ impl Database {
     }
 
     /// A job is done.
-    pub(super) fn job_done<S: Store>(
-        &mut self,
-        cx: &mut Cx<'_, S>,
-        job: JobId,
-        result: JobResult,
-    ) -> Outcome {
+    pub(super) fn job_done<S>(&mut self, cx: &mut Cx<'_, S>, job: JobId, result: &JobResult) {
         let Some((_, purpose)) = self
             .commits
             .jobs
             .running
             .take_if(|(running, _)| *running == job)
         else {
-            return Ok(());
+            return;
         };
-        if let JobResult::Failed(fault) = &result {
+        if let JobResult::Failed(fault) = result {
             cx.out.push(Effect::Note(Note::Fault(fault.clone())));
         }
         let ok = matches!(result, JobResult::Ok);
         match purpose {
             Purpose::Sync => {}
-            Purpose::Inspect(generation) => self.inspected(cx, generation, &result),
+            Purpose::Inspect(generation) => self.inspected(cx, generation, result),
             Purpose::Apply(coordinator, tx, _) => self.stored(cx, coordinator, tx, ok),
             Purpose::Part => self.commits.jobs.failed |= !ok,
             Purpose::Piece(generation, from, piece) => {
@@ -151,7 +151,6 @@ impl Database {
             }
         }
         self.next_job(cx);
-        Ok(())
     }
 
     fn piece_stored<S>(
@@ -248,14 +247,16 @@ impl Database {
         let mut records = Vec::new();
         let mut size = 0;
         while !provide.ended && size < PIECE {
-            provide.ended = cx.store.scan(&mut provide.cursor, BUDGET, &mut |key, header, data| {
-                // Deleted records end here.
-                if !data.is_empty() {
-                    let record = Record::new(key, header, data);
-                    size += record.size();
-                    records.push(record);
-                }
-            })?;
+            provide.ended =
+                cx.store
+                    .scan(&mut provide.cursor, BUDGET, &mut |key, header, data| {
+                        // Deleted records end here.
+                        if !data.is_empty() {
+                            let record = Record::new(key, header, data);
+                            size += record.size();
+                            records.push(record);
+                        }
+                    })?;
         }
         let history = (
             self.commits.history.iter().copied().collect(),

@@ -263,7 +263,10 @@ impl Database {
                     },
                 )
             }
-            Input::ClientGone(client) => self.client_gone(cx, client),
+            Input::ClientGone(client) => {
+                self.client_gone(cx, client);
+                Ok(())
+            }
             Input::Commit {
                 client,
                 reqid,
@@ -280,8 +283,14 @@ impl Database {
             Input::Peer { from, message } => self.peer(cx, from, message),
             Input::LinkReset(peer) => self.link_reset(cx, peer),
             Input::Granted(ticket) => self.granted(cx, ticket),
-            Input::Frozen => self.frozen(cx),
-            Input::Done { job, result } => self.job_done(cx, job, result),
+            Input::Frozen => {
+                self.frozen(cx);
+                Ok(())
+            }
+            Input::Done { job, result } => {
+                self.job_done(cx, job, &result);
+                Ok(())
+            }
             Input::RightLost => {
                 self.right = false;
                 self.ask_all_records(cx);
@@ -441,7 +450,8 @@ impl Database {
         if self.inbox.len() < MAX_WAITING {
             self.inbox.push_back((from, message));
         } else {
-            cx.out.push(Effect::Note(Note::Bound("messages of the next generation")));
+            cx.out
+                .push(Effect::Note(Note::Bound("messages of the next generation")));
             self.want_recovery(cx, "too many messages wait");
         }
     }

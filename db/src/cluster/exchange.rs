@@ -101,7 +101,9 @@ impl Exchange {
 impl Database {
     /// Whether the daemon must hold the lock on all records.
     fn needs_all_records(&self) -> bool {
-        !self.right || self.evicted || (self.recovery.is_some() && self.config.kind == Kind::Volatile)
+        !self.right
+            || self.evicted
+            || (self.recovery.is_some() && self.config.kind == Kind::Volatile)
     }
 
     pub(super) fn ask_all_records<S>(&mut self, cx: &mut Cx<'_, S>) {
@@ -140,15 +142,14 @@ impl Database {
     }
 
     /// The lock on all records is held.
-    pub(super) fn frozen<S: Store>(&mut self, cx: &mut Cx<'_, S>) -> Outcome {
+    pub(super) fn frozen<S: Store>(&mut self, cx: &mut Cx<'_, S>) {
         if !matches!(self.all_records, AllRecords::Asked { .. }) {
-            return Ok(());
+            return;
         }
         self.all_records = AllRecords::Held;
         if self.config.kind == Kind::Volatile {
             self.report(cx);
         }
-        Ok(())
     }
 
     /// This node was evicted. What it has of volatile records is wiped when it rejoins.
@@ -181,7 +182,13 @@ impl Database {
         self.commits.drop_queued();
     }
 
-    pub(super) fn send_in<S>(&self, cx: &mut Cx<'_, S>, generation: Generation, to: Pnn, body: Body) {
+    pub(super) fn send_in<S>(
+        &self,
+        cx: &mut Cx<'_, S>,
+        generation: Generation,
+        to: Pnn,
+        body: Body,
+    ) {
         let message = Message {
             db: self.config.id,
             generation,
@@ -204,7 +211,8 @@ impl Database {
     ) -> Outcome {
         let generation = message.generation;
         if let Body::Freeze { .. } = message.body {
-            return self.freeze(cx, from, generation);
+            self.freeze(cx, from, generation);
+            return Ok(());
         }
         if let Body::Seal { lineage } = message.body {
             self.seal(cx, from, generation, lineage);
@@ -239,16 +247,11 @@ impl Database {
     }
 
     /// The leader wants this node to stop.
-    fn freeze<S: Store>(
-        &mut self,
-        cx: &mut Cx<'_, S>,
-        from: Pnn,
-        generation: Generation,
-    ) -> Outcome {
+    fn freeze<S: Store>(&mut self, cx: &mut Cx<'_, S>, from: Pnn, generation: Generation) {
         if generation < self.promised {
             let body = Body::Newer(self.promised);
             self.send_in(cx, generation, from, body);
-            return Ok(());
+            return;
         }
         if generation > self.promised {
             self.promised = generation;
@@ -258,7 +261,7 @@ impl Database {
             self.stop_serving();
             if self.config.kind != Kind::Volatile {
                 self.inspect(cx);
-                return Ok(());
+                return;
             }
             self.ask_all_records(cx);
         }
@@ -267,7 +270,6 @@ impl Database {
         } else if let Some(report) = self.recovery.as_ref().and_then(|r| r.report.clone()) {
             self.tell_leader(cx, Body::Stopped(report));
         }
-        Ok(())
     }
 
     /// Reports a volatile database that has stopped.
@@ -421,34 +423,36 @@ impl Database {
         // Read-only copies end here: their nodes are asked for nothing, and owners forget them.
         let mut delegated = Vec::new();
         let wrong = self.config.planted.has(Bug::MergeByWrongNode) && !self.lmasters.is_empty();
-        let end = cx.store.scan(&mut cursor, BUDGET, &mut |key, header, data| {
-            if jenkins(key) % exchange.slices != exchange.slice {
-                return;
-            }
-            if header.flags.intersects(RecordFlags::RO_FLAGS) {
-                delegated.push(key.to_vec());
-            }
-            let map = if wrong {
-                &self.lmasters
-            } else {
-                &exchange.lmasters
-            };
-            let Some(lmaster) = rule::lmaster(key, map) else {
-                return;
-            };
-            let content = leaves.then(|| (header.flags, ByteBuf::from(data)));
-            let claim = Claim {
-                key: key.to_vec(),
-                rsn: header.rsn,
-                owner: header.dmaster == me.get(),
-                filled: !data.is_empty(),
-                content,
-            };
-            let size = key.len() + 32 + if leaves { data.len() } else { 0 };
-            let (claims, sum) = exchange.outgoing.entry(lmaster).or_default();
-            claims.push(claim);
-            *sum += size;
-        })?;
+        let end = cx
+            .store
+            .scan(&mut cursor, BUDGET, &mut |key, header, data| {
+                if jenkins(key) % exchange.slices != exchange.slice {
+                    return;
+                }
+                if header.flags.intersects(RecordFlags::RO_FLAGS) {
+                    delegated.push(key.to_vec());
+                }
+                let map = if wrong {
+                    &self.lmasters
+                } else {
+                    &exchange.lmasters
+                };
+                let Some(lmaster) = rule::lmaster(key, map) else {
+                    return;
+                };
+                let content = leaves.then(|| (header.flags, ByteBuf::from(data)));
+                let claim = Claim {
+                    key: key.to_vec(),
+                    rsn: header.rsn,
+                    owner: header.dmaster == me.get(),
+                    filled: !data.is_empty(),
+                    content,
+                };
+                let size = key.len() + 32 + if leaves { data.len() } else { 0 };
+                let (claims, sum) = exchange.outgoing.entry(lmaster).or_default();
+                claims.push(claim);
+                *sum += size;
+            })?;
         for key in delegated {
             if let Some(mut header) = self.read(cx, &key)? {
                 header.flags.remove(RecordFlags::RO_FLAGS);
@@ -495,7 +499,7 @@ impl Database {
             let Some((key, best)) = exchange.best.pop_first() else {
                 break;
             };
-            self.decide(cx, exchange, key, best)?;
+            self.decide(cx, exchange, &key, &best)?;
         }
         let end = exchange.best.is_empty();
         let slice = exchange.slice;
@@ -515,8 +519,8 @@ impl Database {
         &mut self,
         cx: &mut Cx<'_, S>,
         exchange: &mut Exchange,
-        key: Key,
-        best: Best,
+        key: &[u8],
+        best: &Best,
     ) -> Outcome {
         let me = self.config.me;
         let owner = if let Some((flags, data)) = &best.claim.content {
@@ -527,32 +531,32 @@ impl Database {
                 reserved: 0,
                 flags: arrived(*flags, data.is_empty()),
             };
-            cx.store.write(&key, &header, data)?;
+            cx.store.write(key, &header, data)?;
             me
         } else if best.node == me {
             if !best.claim.owner {
                 self.take_award(
                     cx,
                     &Award {
-                        key: key.clone(),
+                        key: key.to_vec(),
                         owner: me,
                     },
                 )?;
             }
             me
         } else {
-            let known = self.read(cx, &key)?;
+            let known = self.read(cx, key)?;
             let mut header = known.unwrap_or_default();
             header.dmaster = best.node.get();
-            cx.store.write(&key, &header, &self.scratch)?;
+            cx.store.write(key, &header, &self.scratch)?;
             if !best.claim.owner {
-                exchange.award(best.node, &key, best.node);
+                exchange.award(best.node, key, best.node);
             }
             best.node
         };
         for node in best.owners.iter() {
             if node != owner && node != me && exchange.members.contains(node) {
-                exchange.award(node, &key, owner);
+                exchange.award(node, key, owner);
             }
         }
         Ok(())
@@ -590,7 +594,8 @@ impl Database {
             return;
         }
         recovery.settled = slice + 1;
-        if recovery.settled == exchange.slices {
+        // Who only gave what it had is not of the new generation.
+        if recovery.settled == exchange.slices && member {
             self.settled = recovery.generation;
         }
         self.tell_leader(cx, Body::Settled { slice });

@@ -101,9 +101,18 @@ mod tests {
     fn stays_for_the_first_time_and_then_while_it_changes() {
         let hold = Hold::default();
         let mut tenure = tenure();
-        assert_eq!(hold.verdict(at(1000), &mut tenure, 1), Verdict::Until(at(1300)));
-        assert_eq!(hold.verdict(at(1300), &mut tenure, 2), Verdict::Until(at(1500)));
-        assert_eq!(hold.verdict(at(1500), &mut tenure, 3), Verdict::Until(at(1700)));
+        assert_eq!(
+            hold.verdict(at(1000), &mut tenure, 1),
+            Verdict::Until(at(1300))
+        );
+        assert_eq!(
+            hold.verdict(at(1300), &mut tenure, 2),
+            Verdict::Until(at(1500))
+        );
+        assert_eq!(
+            hold.verdict(at(1500), &mut tenure, 3),
+            Verdict::Until(at(1700))
+        );
         assert_eq!(hold.verdict(at(1700), &mut tenure, 3), Verdict::Go);
     }
 
@@ -135,6 +144,9 @@ mod tests {
             pinned: at(200_000),
             ..tenure()
         };
-        assert_eq!(hold.verdict(at(9000), &mut tenure, 1), Verdict::Until(at(200_000)));
+        assert_eq!(
+            hold.verdict(at(9000), &mut tenure, 1),
+            Verdict::Until(at(200_000))
+        );
     }
 }

@@ -97,7 +97,8 @@ impl Hot {
     /// A record has come. Its count, if that is worth a line in the log.
     pub(super) fn arrived(&mut self, now: BootTime, key: &[u8]) -> Option<u32> {
         if self.counts.len() >= MAX_KEYS {
-            self.counts.retain(|_, (since, _)| now.since(*since) < WINDOW);
+            self.counts
+                .retain(|_, (since, _)| now.since(*since) < WINDOW);
             if self.counts.len() >= MAX_KEYS {
                 return None;
             }

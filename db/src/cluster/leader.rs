@@ -210,11 +210,8 @@ impl Leader {
     pub fn tick(&mut self, now: BootTime, out: &mut Vec<Effect>) {
         match self.step {
             Step::Idle | Step::Done => {}
-            Step::Retry(at) => {
-                if now >= at {
-                    self.start(now, out);
-                }
-            }
+            Step::Retry(at) if now < at => {}
+            Step::Retry(_) => self.start(now, out),
             _ if now.since(self.moved_at) >= STALL => self.start(now, out),
             _ if now.since(self.sent_at) >= RESEND => self.send_step(now, out),
             _ => {}
@@ -237,55 +234,52 @@ impl Leader {
         if message.generation != self.generation {
             return;
         }
+        let member = view.members.contains_key(&from);
         match (message.body, &self.step) {
             (Body::WantRecovery, Step::Idle | Step::Retry(_)) => {}
-            (Body::WantRecovery, _) => {
-                if view.members.contains_key(&from) {
-                    self.retry(now);
-                }
-            }
-            (Body::Stopped(report), Step::Freeze) => {
-                if self.answered(now, from) {
-                    self.reports.insert(from, report);
-                    if self.waiting.is_empty() {
-                        self.all_stopped(now, out);
-                    }
-                }
-            }
+            (Body::WantRecovery, _) if member => self.retry(now),
+            (Body::Stopped(report), Step::Freeze) => self.stopped(now, from, report, out),
             (Body::Settled { slice }, Step::Exchange { slice: current }) if slice == *current => {
-                if self.answered(now, from) && self.waiting.is_empty() {
-                    let next = slice + 1;
-                    if next < self.slices {
-                        self.go(now, Step::Exchange { slice: next }, out);
-                    } else {
-                        self.go(now, Step::Thaw, out);
-                    }
-                }
-            }
-            (Body::Provided { ok }, Step::Provide { source }) if from == *source => {
-                if ok {
-                    self.copied(now, out);
+                let next = slice + 1;
+                let step = if next < self.slices {
+                    Step::Exchange { slice: next }
                 } else {
-                    self.retry(now);
-                }
+                    Step::Thaw
+                };
+                self.step_done(now, from, step, out);
             }
-            (Body::Sealed { ok }, Step::Seal) => {
-                if !ok {
-                    self.retry(now);
-                } else if self.answered(now, from) && self.waiting.is_empty() {
-                    self.go(now, Step::Thaw, out);
-                }
+            (Body::Provided { ok: true }, Step::Provide { source }) if from == *source => {
+                self.copied(now, out);
             }
+            (Body::Sealed { ok: true }, Step::Seal) => {
+                self.step_done(now, from, Step::Thaw, out);
+            }
+            (Body::Provided { ok: false }, Step::Provide { .. })
+            | (Body::Sealed { ok: false }, Step::Seal) => self.retry(now),
             (Body::Thawed, Step::Thaw) => {
-                if self.answered(now, from) && self.waiting.is_empty() {
-                    self.step = Step::Done;
-                    if self.writable {
-                        self.served = Some(self.generation);
-                        self.adopt = false;
-                    }
+                self.step_done(now, from, Step::Done, out);
+                if self.step == Step::Done && self.writable {
+                    self.served = Some(self.generation);
+                    self.adopt = false;
                 }
             }
             _ => {}
+        }
+    }
+
+    fn stopped(&mut self, now: BootTime, from: Pnn, report: Report, out: &mut Vec<Effect>) {
+        if self.answered(now, from) {
+            self.reports.insert(from, report);
+            if self.waiting.is_empty() {
+                self.all_stopped(now, out);
+            }
+        }
+    }
+
+    /// A node has done the step; the last one begins the next.
+    fn step_done(&mut self, now: BootTime, from: Pnn, next: Step, out: &mut Vec<Effect>) {
+        if self.answered(now, from) && self.waiting.is_empty() {
+            self.go(now, next, out);
         }
     }
 
@@ -436,8 +430,9 @@ impl Leader {
             .filter_map(|(node, report)| Some((*node, report.copy.clone()?)))
             .collect();
         let planted = self.planted.has(Bug::LineageIgnored);
-        let took_part =
-            |node, copy: &Copy| copy.lineage == Lineage::NONE || copy.lineage.members.contains(node);
+        let took_part = |node, copy: &Copy| {
+            copy.lineage == Lineage::NONE || copy.lineage.members.contains(node)
+        };
         let votes = |digest| copies.values().filter(|copy| copy.digest == digest).count();
         let best = copies
             .iter()
@@ -465,8 +460,8 @@ impl Leader {
         let absent = best.lineage.members.0 & !readable.0;
         // A copy that cannot be read may be the newest: it is not replaced by an older one.
         let doubt = copies.values().any(|copy| {
-            let unknown = copy.lineage == Lineage::NONE
-                && (absent != 0 || best.lineage == Lineage::NONE);
+            let unknown =
+                copy.lineage == Lineage::NONE && (absent != 0 || best.lineage == Lineage::NONE);
             !copy.healthy && (copy.lineage.epoch > best.lineage.epoch || unknown)
         });
         if doubt && !self.adopt {
@@ -498,7 +493,11 @@ impl Leader {
 
     /// All members have the same content.
     fn copied(&mut self, now: BootTime, out: &mut Vec<Effect>) {
-        let step = if self.writable { Step::Seal } else { Step::Thaw };
+        let step = if self.writable {
+            Step::Seal
+        } else {
+            Step::Thaw
+        };
         self.go(now, step, out);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::message::{Digest, Record};
-use super::store::{Cursor, Store, StoreFault};
+use super::store::{Cursor, Store, StoreFault, Visitor};
 use super::types::Key;
 use crate::record::LtdbHeader;
 
@@ -70,7 +70,10 @@ impl Store for MemoryStore {
 
     fn read(&mut self, key: &[u8], data: &mut Vec<u8>) -> Result<Option<LtdbHeader>, StoreFault> {
         self.works()?;
-        assert!(self.frozen || self.held.contains(key), "read without a lock");
+        assert!(
+            self.frozen || self.held.contains(key),
+            "read without a lock"
+        );
         data.clear();
         Ok(self.records.get(key).map(|(header, stored)| {
             data.extend_from_slice(stored);
@@ -80,7 +83,10 @@ impl Store for MemoryStore {
 
     fn write(&mut self, key: &[u8], header: &LtdbHeader, data: &[u8]) -> Result<(), StoreFault> {
         self.works()?;
-        assert!(self.frozen || self.held.contains(key), "written without a lock");
+        assert!(
+            self.frozen || self.held.contains(key),
+            "written without a lock"
+        );
         self.records.insert(key.to_vec(), (*header, data.to_vec()));
         self.sequence += 1;
         Ok(())
@@ -88,7 +94,10 @@ impl Store for MemoryStore {
 
     fn remove(&mut self, key: &[u8]) -> Result<(), StoreFault> {
         self.works()?;
-        assert!(self.frozen || self.held.contains(key), "removed without a lock");
+        assert!(
+            self.frozen || self.held.contains(key),
+            "removed without a lock"
+        );
         self.records.remove(key);
         self.sequence += 1;
         Ok(())
@@ -98,7 +107,7 @@ impl Store for MemoryStore {
         &mut self,
         cursor: &mut Cursor,
         budget: usize,
-        each: &mut dyn FnMut(&[u8], &LtdbHeader, &[u8]),
+        each: &mut Visitor<'_>,
     ) -> Result<bool, StoreFault> {
         self.works()?;
         // By position: what is removed between two pieces moves others before the cursor, so the

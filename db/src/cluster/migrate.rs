@@ -107,7 +107,10 @@ impl Database {
         let me = self.config.me;
         self.touched.insert(from);
         if self.lmaster(&record.key) != Some(me) || !self.members.contains(owner) {
-            self.want_recovery(cx, "a record was moved over a node that is not its location master");
+            self.want_recovery(
+                cx,
+                "a record was moved over a node that is not its location master",
+            );
             return Ok(());
         }
         if !self.lock(cx, &record.key)? {
@@ -164,12 +167,19 @@ impl Database {
         self.touched.insert(from);
         let old = self.config.planted.has(Bug::OldGenerationAccepted);
         if self.lmaster(&record.key) != Some(from) && !old {
-            self.want_recovery(cx, "a record was granted by a node that is not its location master");
+            self.want_recovery(
+                cx,
+                "a record was granted by a node that is not its location master",
+            );
             return Ok(());
         }
         if !self.lock(cx, &record.key)? {
             let key = record.key.clone();
-            self.park(cx, &key, Deferred::Peer(from, Body::Grant { reqid, record }));
+            self.park(
+                cx,
+                &key,
+                Deferred::Peer(from, Body::Grant { reqid, record }),
+            );
             return Ok(());
         }
         let outcome = self.become_owner(cx, reqid, &record);

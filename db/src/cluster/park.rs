@@ -39,7 +39,10 @@ impl Deferred {
 
     /// Whether it is any client's: it survives a recovery.
     pub(super) fn of_client(&self) -> bool {
-        matches!(self, Self::Client(_) | Self::Commit(..) | Self::Traverse(..))
+        matches!(
+            self,
+            Self::Client(_) | Self::Commit(..) | Self::Traverse(..)
+        )
     }
 
     /// What its client is told at a bound; `false` if it has no client.
@@ -117,7 +120,8 @@ impl Database {
     /// Puts something behind the wait for a key's chain, and begins the wait if it is the first.
     pub(super) fn park<S: Store>(&mut self, cx: &mut Cx<'_, S>, key: &[u8], work: Deferred) {
         if self.parked.count >= MAX_WAITING {
-            cx.out.push(Effect::Note(Note::Bound("waits for chain locks")));
+            cx.out
+                .push(Effect::Note(Note::Bound("waits for chain locks")));
             if !work.refuse(cx.out) {
                 self.want_recovery(cx, "too many wait for chain locks");
             }
@@ -144,7 +148,8 @@ impl Database {
         if self.waiting.len() < MAX_WAITING {
             self.waiting.push_back(work);
         } else {
-            cx.out.push(Effect::Note(Note::Bound("clients during a recovery")));
+            cx.out
+                .push(Effect::Note(Note::Bound("clients during a recovery")));
             work.refuse(cx.out);
         }
     }

@@ -34,9 +34,7 @@ struct Revocation {
 impl ReadOnly {
     pub(super) fn forget(&mut self, client: ClientId) {
         for revocation in self.revocations.values_mut() {
-            revocation
-                .queue
-                .retain(|work| !work.of(client));
+            revocation.queue.retain(|work| !work.of(client));
         }
     }
 
@@ -93,7 +91,8 @@ impl Database {
             .read(cx, &record.key)?
             .is_none_or(|known| record.rsn > known.rsn);
         if newer {
-            cx.store.write(&record.key, &record.header(), &record.data)?;
+            cx.store
+                .write(&record.key, &record.header(), &record.data)?;
         }
         Ok(())
     }
@@ -147,12 +146,7 @@ impl Database {
     }
 
     /// Puts something behind the revocation that runs.
-    pub(super) fn behind_revocation<S: Store>(
-        &mut self,
-        cx: &mut Cx<'_, S>,
-        key: &[u8],
-        work: Deferred,
-    ) -> Outcome {
+    pub(super) fn behind_revocation<S>(&mut self, cx: &mut Cx<'_, S>, key: &[u8], work: Deferred) {
         let running = self
             .readonly
             .as_mut()
@@ -174,7 +168,6 @@ impl Database {
                 self.later.push_back(work);
             }
         }
-        Ok(())
     }
 
     /// A read-only copy of this node ends.
@@ -192,9 +185,7 @@ impl Database {
             return Ok(());
         }
         let outcome = match self.read(cx, &record.key) {
-            Ok(Some(known))
-                if known.rsn < record.rsn && known.dmaster != self.config.me.get() =>
-            {
+            Ok(Some(known)) if known.rsn < record.rsn && known.dmaster != self.config.me.get() => {
                 cx.store.write(&record.key, &record.header(), &record.data)
             }
             Ok(_) => Ok(()),

@@ -116,13 +116,7 @@ mod tests {
             ),
             (header(me, none), true, other, true, 8),
             (header(me, none), false, other, true, 8),
-            (
-                header(me, RecordFlags::VACUUM_MIGRATED),
-                true,
-                me,
-                false,
-                7,
-            ),
+            (header(me, RecordFlags::VACUUM_MIGRATED), true, me, false, 7),
             (
                 header(me, RecordFlags::RO_HAVE_DELEGATIONS),
                 false,

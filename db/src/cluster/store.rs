@@ -11,6 +11,9 @@ pub struct StoreFault(pub String);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(pub u64);
 
+/// Is shown the key, header and data of a record.
+pub type Visitor<'a> = dyn FnMut(&[u8], &LtdbHeader, &[u8]) + 'a;
+
 /// One database file, used by one thread. No method waits for anybody.
 ///
 /// While the daemon holds the lock on all records (between [`Effect::Freeze`](super::Effect::Freeze)
@@ -40,7 +43,7 @@ pub trait Store {
         &mut self,
         cursor: &mut Cursor,
         budget: usize,
-        each: &mut dyn FnMut(&[u8], &LtdbHeader, &[u8]),
+        each: &mut Visitor<'_>,
     ) -> Result<bool, StoreFault>;
 
     /// Number of records, or a guess that is not far too low.

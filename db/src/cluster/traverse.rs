@@ -69,7 +69,8 @@ impl Database {
             return Ok(());
         }
         if self.traverses.mine.len() >= MAX_TRAVERSES {
-            cx.out.push(Effect::Note(Note::Bound("traverses of clients")));
+            cx.out
+                .push(Effect::Note(Note::Bound("traverses of clients")));
             cx.out.push(Effect::Traversed {
                 client,
                 reqid,
@@ -133,14 +134,16 @@ impl Database {
             let mut size = 0;
             let mut end = false;
             while !end && size < PIECE {
-                let piece = cx.store.scan(&mut scan.cursor, BUDGET, &mut |key, header, data| {
-                    let owned = !volatile || header.dmaster == me.get();
-                    if owned && (scan.empty || !data.is_empty()) {
-                        let record = Record::new(key, header, data);
-                        size += record.size();
-                        records.push(record);
-                    }
-                });
+                let piece = cx
+                    .store
+                    .scan(&mut scan.cursor, BUDGET, &mut |key, header, data| {
+                        let owned = !volatile || header.dmaster == me.get();
+                        if owned && (scan.empty || !data.is_empty()) {
+                            let record = Record::new(key, header, data);
+                            size += record.size();
+                            records.push(record);
+                        }
+                    });
                 match piece {
                     Ok(last) => end = last,
                     Err(fault) => {

@@ -168,11 +168,13 @@ impl Database {
         if let Some(mut cursor) = run.scan {
             let me = self.config.me.get();
             let queue = &mut run.delete;
-            let end = cx.store.scan(&mut cursor, BUDGET, &mut |key, header, data| {
-                if data.is_empty() && header.dmaster == me && queue.len() < MAX_QUEUE {
-                    queue.push_back((key.to_vec(), header.rsn));
-                }
-            })?;
+            let end = cx
+                .store
+                .scan(&mut cursor, BUDGET, &mut |key, header, data| {
+                    if data.is_empty() && header.dmaster == me && queue.len() < MAX_QUEUE {
+                        queue.push_back((key.to_vec(), header.rsn));
+                    }
+                })?;
             run.scan = (!end).then_some(cursor);
             return Ok(());
         }

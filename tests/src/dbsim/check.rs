@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ctdb_db::cluster::message::Record;
 use ctdb_db::cluster::{Generation, Kind, State};
-use ctdb_wire::ids::NodeSet;
+use ctdb_wire::ids::{NodeSet, Pnn};
 
 use super::client::{KEYS, LISTS, Place, key};
 use super::options::Authority;
@@ -21,8 +21,13 @@ struct Model {
     /// Who saw or changed it last as its owner.
     owner: Option<Tenant>,
     /// Its owner was lost with the newest value. What comes next must be as new as this position.
-    open: Option<Option<usize>>,
+    open: Option<Survivor>,
 }
+
+/// What may come next of a record whose owner was lost: a value as new as this position of its
+/// history; anything, if no copy with data survived.
+#[derive(Clone, Copy, Debug)]
+struct Survivor(Option<usize>);
 
 impl Model {
     fn current(&self) -> Option<u64> {
@@ -30,7 +35,9 @@ impl Model {
     }
 
     fn position(&self, version: u64) -> Option<usize> {
-        self.history.iter().rposition(|value| *value == Some(version))
+        self.history
+            .iter()
+            .rposition(|value| *value == Some(version))
     }
 }
 
@@ -133,12 +140,14 @@ impl World {
         model.owner = Some(tenant);
         let fits = match model.open.take() {
             None => found == model.current(),
-            Some(at_least) => {
+            Some(Survivor(at_least)) => {
                 let deleted_since = |from: Option<usize>| {
                     from.is_none_or(|from| model.history[from..].contains(&None))
                 };
                 let fits = match found {
-                    Some(found) => model.position(found) >= at_least && model.position(found).is_some(),
+                    Some(found) => {
+                        model.position(found) >= at_least && model.position(found).is_some()
+                    }
                     None => deleted_since(at_least),
                 };
                 if fits && found != model.current() {
@@ -165,7 +174,14 @@ impl World {
     }
 
     /// A client reads the copy of its node: its owner's, or a read-only one.
-    pub fn check_read(&mut self, node: usize, side: usize, index: usize, record: &Record, owned: bool) {
+    pub fn check_read(
+        &mut self,
+        node: usize,
+        side: usize,
+        index: usize,
+        record: &Record,
+        owned: bool,
+    ) {
         let generation = self.nodes[node].sides[side].database.generation();
         let model = self.check.models.entry((side, index)).or_default();
         if generation != self.check.newest[side] || model.open.is_some() {
@@ -231,10 +247,10 @@ impl World {
             !stays || self.tenant(owner.0) != owner
         });
         if model.open.is_some() {
-            model.open = Some(best);
+            model.open = Some(Survivor(best));
         } else if lost {
             if model.current().is_none() || best != newest {
-                model.open = Some(best);
+                model.open = Some(Survivor(best));
                 self.stats.lost_with_node += 1;
             }
         } else if model.current().is_some() && best != newest {
@@ -259,10 +275,14 @@ impl World {
         let lists = LISTS.map(|name| list(self.copy(node, side, name)));
         let there: BTreeSet<u32> = lists[0].iter().copied().collect();
         if lists[0] != lists[1] || there.len() != lists[0].len() {
-            self.broken("G.37", format!("db {side} node {node}: half a transaction: {lists:?}"));
+            self.broken(
+                "G.37",
+                format!("db {side} node {node}: half a transaction: {lists:?}"),
+            );
         }
         if let Some(tx) = self.check.denied[side].intersection(&there).next() {
-            let text = format!("db {side} node {node}: {tx} was answered as not done, and is there");
+            let text =
+                format!("db {side} node {node}: {tx} was answered as not done, and is there");
             self.broken("DATA-2", text);
         }
         if let Some(tx) = self.check.acknowledged[side].difference(&there).next() {
@@ -280,14 +300,15 @@ impl World {
     pub fn check_acknowledged(&mut self, node: usize, side: usize, tx: u32) {
         let members = self.nodes[node].sides[side].database.members();
         self.stats.commits += 1;
-        for other in members.iter().map(|member| member.index()) {
+        for other in members.iter().map(Pnn::index) {
             let lives = self.nodes[other].up
                 && self.membership.members.get(&other) == Some(&self.nodes[other].life);
             if self.kinds[side] != Kind::Persistent && !lives {
                 continue;
             }
             if !list(self.copy(other, side, LISTS[0])).contains(&tx) {
-                let text = format!("db {side}: {tx} was acknowledged, node {other} does not have it");
+                let text =
+                    format!("db {side}: {tx} was acknowledged, node {other} does not have it");
                 self.broken("DATA-2", text);
                 return;
             }

@@ -2,7 +2,9 @@
 //! writers that change persistent and replicated ones by transactions (F.1).
 
 use ctdb_db::cluster::message::Record;
-use ctdb_db::cluster::{CallFlags, CallKind, ClientId, Input, Kind, SEQNUM_KEY, State, sequence_of};
+use ctdb_db::cluster::{
+    CallFlags, CallKind, ClientId, Input, Kind, SEQNUM_KEY, State, sequence_of,
+};
 use ctdb_db::record::{LtdbHeader, RecordFlags, Rsn};
 use rand::Rng as _;
 
@@ -79,7 +81,11 @@ impl World {
         let rude = self.rng.random_bool(0.2);
         for node in 0..self.nodes.len() {
             for side in 0..self.kinds.len() {
-                let count = if self.kinds[side] == Kind::Volatile { 2 } else { 1 };
+                let count = if self.kinds[side] == Kind::Volatile {
+                    2
+                } else {
+                    1
+                };
                 for _ in 0..count {
                     if self.kinds[side] == Kind::Volatile {
                         let index = self.clients.len();
@@ -242,7 +248,7 @@ impl World {
     }
 
     /// The daemon's answer.
-    pub fn reply(&mut self, id: ClientId, reqid: u32, status: i32, data: Vec<u8>) {
+    pub fn reply(&mut self, id: ClientId, reqid: u32, status: i32, data: &[u8]) {
         let index = (id.0 >> 20) as usize;
         let client = self.clients[index].clone();
         if client.id != id || client.state != Place::Call || client.number as u32 != reqid {
@@ -255,12 +261,15 @@ impl World {
         }
         let delay = self.rng.random_range(2..60) * US;
         if client.wish == Wish::Read {
-            match LtdbHeader::split(&data) {
+            match LtdbHeader::split(data) {
                 Some((header, data)) => {
                     let record = Record::new(&key(client.key), &header, data);
                     self.check_fetch(client.side, client.key, client.low, &record);
                 }
-                None => self.broken("G.20", format!("client {index} was answered without a header")),
+                None => self.broken(
+                    "G.20",
+                    format!("client {index} was answered without a header"),
+                ),
             }
             self.wish_done(index);
         } else {
@@ -275,7 +284,10 @@ impl World {
         let (node, side) = (client.node, client.side);
         let name = key(client.key);
         let Some(mut record) = self.copy(node, side, &name) else {
-            self.broken("G.11", format!("{name:?} was removed under a client's lock"));
+            self.broken(
+                "G.11",
+                format!("{name:?} was removed under a client's lock"),
+            );
             return;
         };
         self.check_owner(node, side, client.key, &record);

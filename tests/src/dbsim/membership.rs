@@ -88,7 +88,7 @@ impl World {
                 if !self.nodes[node].told_right {
                     self.nodes[node].told_right = true;
                     self.trace(|| format!("node {node} has its right back"));
-                    self.to_all_sides(node, || Input::RightBack);
+                    self.all_sides(node, || Input::RightBack);
                 }
             }
         }
@@ -106,14 +106,14 @@ impl World {
         if self.nodes[node].told_right {
             self.nodes[node].told_right = false;
             self.trace(|| format!("node {node} has no right any more"));
-            self.to_all_sides(node, || Input::RightLost);
+            self.all_sides(node, || Input::RightLost);
             // The daemon ends clients that hold it up for longer than the margin allows.
             self.end_holders(node);
         }
         if self.nodes[node].evicted {
             self.nodes[node].evicted = false;
             self.trace(|| format!("node {node} learns that it was evicted"));
-            self.to_all_sides(node, || Input::Evicted);
+            self.all_sides(node, || Input::Evicted);
             self.clear_views(node);
         }
     }
@@ -210,6 +210,8 @@ impl World {
         let gone: Vec<usize> = donors
             .into_iter()
             .filter(|node| !self.acts(*node) || !self.connected(leader, *node))
+            // It may not have stopped yet: its right must have ended.
+            .filter(|node| self.free(*node, self.nodes[*node].life))
             .collect();
         for node in gone {
             self.donor_done(node);
@@ -260,7 +262,12 @@ impl World {
         if !self.membership.members.contains_key(&leader) {
             return;
         }
-        let donors: NodeSet = self.membership.donors.iter().map(|node| pnn(*node)).collect();
+        let donors: NodeSet = self
+            .membership
+            .donors
+            .iter()
+            .map(|node| pnn(*node))
+            .collect();
         let capable: Vec<Pnn> = members
             .keys()
             .copied()

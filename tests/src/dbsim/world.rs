@@ -260,7 +260,7 @@ impl World {
         world
     }
 
-    fn machines(&self, _node: usize, side: usize) -> (Database, Leader) {
+    fn machines(&self, node: usize, side: usize) -> (Database, Leader) {
         let planted = self.options.bug.map_or_else(Planted::default, Planted::one);
         let name = format!("db{side}.tdb");
         let id = DbId::of(&name);
@@ -268,7 +268,7 @@ impl World {
             id,
             name: name.clone(),
             kind: self.kinds[side],
-            me: pnn(_node),
+            me: pnn(node),
             tunables: Tunables {
                 vacuum_interval: std::time::Duration::from_millis(60),
                 vacuum_fast_path: 3,
@@ -367,7 +367,7 @@ impl World {
             } => self.deliver(from, to, session, *message),
             Event::LinkReset { node, peer } => {
                 if self.nodes[node].up {
-                    self.to_all_sides(node, || Input::LinkReset(pnn(peer)));
+                    self.all_sides(node, || Input::LinkReset(pnn(peer)));
                 }
             }
             Event::Tick {
@@ -468,7 +468,7 @@ impl World {
         }
     }
 
-    pub fn to_all_sides(&mut self, node: usize, input: impl Fn() -> Input<'static>) {
+    pub fn all_sides(&mut self, node: usize, input: impl Fn() -> Input<'static>) {
         for side in 0..self.nodes[node].sides.len() {
             self.input(node, side, input());
         }
@@ -507,13 +507,13 @@ impl World {
                     reqid,
                     status,
                     data,
-                } => self.reply(client, reqid, status, data),
+                } => self.reply(client, reqid, status, &data),
                 Effect::Committed {
                     client,
                     reqid,
                     status,
                 } => self.committed(client, reqid, status),
-                Effect::Send { to, message } => self.send(node, to.index(), message),
+                Effect::Send { to, message } => self.send(node, to.index(), &message),
                 Effect::WaitChain { ticket, key } => {
                     let place = &mut self.nodes[node].sides[side];
                     let free = !place.holders.contains_key(&key);
@@ -596,7 +596,7 @@ impl World {
         );
     }
 
-    fn send(&mut self, from: usize, to: usize, message: Message) {
+    fn send(&mut self, from: usize, to: usize, message: &Message) {
         // What travels is bytes.
         let mut bytes = Vec::new();
         message.encode(&mut bytes).expect("a message of ours");
@@ -775,18 +775,14 @@ impl World {
             }
             Work::Apply { tx, base, changes } => {
                 let records = &place.store.records;
-                match verify(base, &changes, |key| records.get(key).cloned()) {
-                    Err(conflict) => {
-                        self.trace(|| format!("node {node} db {side}: {tx:?}: {conflict}"));
-                        JobResult::Conflict(conflict)
-                    }
-                    Ok(_) => {
-                        for change in &changes {
-                            place.store.put(change);
-                        }
-                        JobResult::Ok
-                    }
+                if let Err(conflict) = verify(base, &changes, |key| records.get(key).cloned()) {
+                    self.trace(|| format!("node {node} db {side}: {tx:?}: {conflict}"));
+                    return JobResult::Conflict(conflict);
                 }
+                for change in &changes {
+                    place.store.put(change);
+                }
+                JobResult::Ok
             }
             Work::ReplaceBegin { .. } => {
                 place.replacing = Some(Vec::new());
@@ -901,7 +897,7 @@ impl World {
         let ended = self.now >= self.nodes[node].right_until;
         if ended && self.nodes[node].told_right {
             self.nodes[node].told_right = false;
-            self.to_all_sides(node, || Input::RightLost);
+            self.all_sides(node, || Input::RightLost);
         }
         for event in std::mem::take(&mut self.nodes[node].stalled) {
             self.event(event);

@@ -24,10 +24,7 @@ fn view(members: &[u32], complete: bool) -> View {
 }
 
 fn epoch(seq: u32) -> Generation {
-    Generation {
-        term: term(1),
-        seq,
-    }
+    Generation { term: term(1), seq }
 }
 
 fn copy(epoch: Generation, members: &[u32], seq: u64, digest: u128) -> Report {
@@ -89,7 +86,10 @@ fn the_newest_lineage_wins_over_a_higher_number() {
 fn equal_copies_are_not_sent() {
     let copies = [copy(epoch(1), &[0, 1], 9, 9), copy(epoch(1), &[0, 1], 9, 9)];
     let (leader, out) = chosen(view(&[0, 1], true), copies);
-    assert!(matches!(sent(&out)[..], [(_, Body::Seal { .. }), (_, Body::Seal { .. })]));
+    assert!(matches!(
+        sent(&out)[..],
+        [(_, Body::Seal { .. }), (_, Body::Seal { .. })]
+    ));
     assert_eq!(
         leader.progress(),
         Progress::Step("lineage", leader.members())
@@ -153,7 +153,11 @@ fn a_node_that_was_away_brings_no_volatile_records() {
 fn a_step_is_repeated_and_a_stalled_recovery_begun_anew() {
     let mut leader = Leader::new(DbId(1), "db".into(), Kind::Volatile, Planted::default());
     let mut out = Vec::new();
-    leader.view(BootTime::from_millis(0), Some(view(&[0, 1], true)), &mut out);
+    leader.view(
+        BootTime::from_millis(0),
+        Some(view(&[0, 1], true)),
+        &mut out,
+    );
     let first = leader.generation();
     out.clear();
     leader.tick(BootTime::from_millis(1000), &mut out);
