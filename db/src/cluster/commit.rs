@@ -173,7 +173,10 @@ impl Commits {
         writable: bool,
     ) {
         for (tx, running) in std::mem::take(&mut self.running) {
-            let status = if history.contains(&tx) {
+            let status = if !writable {
+                // This copy may not be the one that stays.
+                2
+            } else if history.contains(&tx) {
                 0
             } else if tx.generation >= since {
                 1

@@ -185,10 +185,10 @@ impl World {
                 }
                 Some(old) => {
                     let stopped = self.nodes[node].stopped && self.acts(node);
-                    if stopped {
+                    if stopped && self.connected(leader, node) {
                         // In order: it gives what it has.
                         members.remove(&node);
-                        if self.connected(leader, node) && !self.membership.donors.contains(&node) {
+                        if !self.membership.donors.contains(&node) {
                             self.membership.donors.push(node);
                         }
                     } else if !fit && self.free(node, old) {
