@@ -82,7 +82,11 @@ fn counts(node: &Node) -> serde_json::Value {
 
 /// Server sockets of the plain service on an address of a node.
 fn sockets(node: &Node, address: IpAddr) -> usize {
-    let filter = format!("src {address}");
+    // ss takes IPv6 addresses in brackets.
+    let filter = match address {
+        IpAddr::V4(v4) => format!("src {v4}"),
+        IpAddr::V6(v6) => format!("src [{v6}]"),
+    };
     let words = ["-Htn", "state", "established", &filter];
     node.netns().run("ss", &words).unwrap().lines().count()
 }

@@ -344,7 +344,12 @@ mod tests {
                 || std::fs::read_to_string(format!("{path}/stat"))
                     .is_ok_and(|stat| stat.contains(") Z "))
         };
-        assert!(gone(&format!("/proc/{pid}")), "its child {pid} lives");
+        // SIGKILL has been sent; the kernel takes it away in its own time.
+        let end = Instant::now() + Duration::from_secs(10);
+        while !gone(&format!("/proc/{pid}")) {
+            assert!(Instant::now() < end, "its child {pid} lives");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[tokio::test]
