@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use super::node::Node;
 use super::nodes::{RELOAD, Reload};
+use super::replies::to_peer;
 use crate::api::{self, Command, Wanted};
 use crate::clients::{Ask, AskKind};
 use crate::clock::boot_now;
@@ -386,6 +387,7 @@ impl Node {
                     format!("there is no process {id} in the list; `ctdb process list` shows it"),
                 )),
             },
+            Action::Connections(action) => return self.connections(action, reply),
             Action::Plan => self.plan(),
             Action::Why { address } => self.why(address),
         };
@@ -666,14 +668,7 @@ impl Node {
                 drop(sender.send(answer));
             }
             Reply::Peer(pnn, id) => {
-                let result =
-                    answer
-                        .map(|value| value.to_string())
-                        .map_err(|error| OperationError {
-                            status: error.status,
-                            code: error.code,
-                            message: error.message,
-                        });
+                let result = to_peer(answer);
                 self.parts
                     .transport
                     .send(pnn, &PeerFrame::Reply { id, result });

@@ -109,6 +109,10 @@ async fn every_route_answers_on_the_socket_for_root() {
         ("ApplyRequest", r#"{"nodes":[]}"#),
         ("CapabilitiesRequest", r#"{"leader":false}"#),
         ("LogLevel", r#"{"level":"DEBUG"}"#),
+        (
+            "ConnectionsBody",
+            r#"{"connections":[{"client":"10.77.1.9:50000","server":"10.77.1.1:445"}]}"#,
+        ),
     ]
     .into();
     for route in crate::api::routes::ROUTES {
@@ -121,7 +125,9 @@ async fn every_route_answers_on_the_socket_for_root() {
             .replace("{verb}", "ban")
             .replace("{address}", "10.77.1.1")
             .replace("{name}", "lo")
-            .replace("{id}", "1");
+            .replace("{id}", "1")
+            .replace("{server}", "10.77.1.1:445")
+            .replace("{client}", "10.77.1.9:50000");
         let body = route
             .body
             .and_then(|name| bodies.get(name))
