@@ -233,8 +233,7 @@ impl Table {
             Input::Taken(addresses, tenure) => self.taken(now, addresses, tenure),
             Input::Frozen(addresses) => {
                 for address in addresses {
-                    let own = self.own.entry(address.to_canonical()).or_default();
-                    own.frozen.get_or_insert_default();
+                    self.freeze(address.to_canonical());
                 }
                 self.log.flush();
             }
@@ -358,6 +357,29 @@ impl Table {
                 sources: Sources::KERNEL,
             };
             self.opened(ends(address, key), meta);
+        }
+    }
+
+    /// Whoever has not been told to the end yet is the next host's too.
+    fn freeze(&mut self, address: IpAddr) {
+        let own = self.own.entry(address).or_default();
+        let ended = own.frozen.get_or_insert_default();
+        for key in self.tickling.take(address) {
+            if own.entries.get(&key).is_some() {
+                continue;
+            }
+            if self.own_count >= self.config.max_connections {
+                self.counters.overflowed += 1;
+                continue;
+            }
+            let meta = Meta {
+                since: 0,
+                sources: Sources::KERNEL,
+            };
+            own.entries.insert(key, meta);
+            self.own_count += 1;
+            ended.insert(key);
+            self.log.push(address, key);
         }
     }
 

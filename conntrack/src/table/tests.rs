@@ -291,6 +291,37 @@ fn a_lost_nodes_connections_outlive_its_restart() {
 }
 
 #[test]
+fn who_was_not_told_to_the_end_is_handed_on() {
+    let mut table = started(0);
+    table.handle(at(0), Input::LinkUp(pnn(1), Incarnation(1)));
+    let moved = address(1);
+    let change = Change {
+        address: moved,
+        key: key(moved, 1),
+        now: Some(kernel(1)),
+    };
+    let frame = ConnectionFrame::Changes(vec![change]);
+    table.handle(at(1), Input::Frame(pnn(1), frame));
+    let effects = table.handle(at(2), Input::Taken(vec![moved], tenure(2)));
+    assert_eq!(tickled(&effects), [connection(moved, 1)]);
+    pull(&mut table, at(2));
+    // It goes on before the second round.
+    table.handle(at(100), Input::Frozen(vec![moved]));
+    let mut next = started(1);
+    next.handle(at(100), Input::LinkUp(pnn(0), Incarnation(1)));
+    for (_, frame) in pull(&mut table, at(100)) {
+        next.handle(at(101), Input::Frame(pnn(0), frame));
+    }
+    assert_eq!(tickled(&table.handle(at(5000), Input::Tick)), []);
+    let effects = next.handle(at(102), Input::Taken(vec![moved], tenure(3)));
+    assert_eq!(tickled(&effects), [connection(moved, 1)]);
+    for (_, frame) in pull(&mut next, at(103)) {
+        table.handle(at(103), Input::Frame(pnn(1), frame));
+    }
+    assert_eq!(table.counts(), [0; 4]);
+}
+
+#[test]
 fn sockets_from_before_the_daemon_end_if_another_node_serves_them() {
     let mut table = started(0);
     table.handle(at(0), Input::LinkUp(pnn(1), Incarnation(1)));
