@@ -59,10 +59,8 @@ impl Rung {
     /// All of a rung's programs together end after this.
     fn limit(self) -> Duration {
         Duration::from_mins(match self {
-            Self::Simulation => 10,
-            Self::Fast | Self::Samba => 15,
-            // The daemon's rooms grow; what is too long belongs into `soak`.
-            Self::Namespaces => 25,
+            Self::Fast | Self::Simulation => 10,
+            Self::Namespaces | Self::Samba => 15,
         })
     }
 
