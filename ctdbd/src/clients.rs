@@ -4,6 +4,8 @@
 //!   sockets and clocks, so that two of them can be joined in a test.
 //! * `control`: where controls go and how they are answered; `peers`: frames of other nodes.
 //! * `answers`: controls that the state answers; `acts`: those that change something.
+//! * `databases`: calls and controls about databases, and what databases say
+//!   ([`crate::database`]).
 //! * `steward`: messages that CTDB's recovery daemon took.
 //! * [`tickles`]: the connections of public addresses, as clients tell them.
 //! * `links`: frames to other nodes, in order, within the bounds of the links.
@@ -22,6 +24,7 @@
 mod acts;
 mod answers;
 mod control;
+mod databases;
 pub mod hub;
 mod links;
 mod peers;
@@ -35,6 +38,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ctdb_db::cluster::View;
 use ctdb_wire::api::{Action, ApiError, Snapshot};
 use ctdb_wire::client::srvid;
 use ctdb_wire::client::types::NodeMapEntry;
@@ -43,6 +47,8 @@ use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::config::{Tunable, Tunables};
+use crate::database::table::Table;
+use crate::database::{self, Outlet, Output};
 use crate::messaging::registry::ClientId;
 use crate::transport::{Relays, TransportHandle};
 use hub::{Effect, Hub};
@@ -157,6 +163,25 @@ impl Clients {
         self.lock().links.connect(transport);
     }
 
+    /// This node has databases from now on; persistent ones are attached as their files are found.
+    pub fn open_databases(&self, setup: database::Setup) -> std::io::Result<()> {
+        let names = Table::found(&setup)?;
+        let table = Table::new(setup, Arc::new(self.clone()));
+        self.with(|hub| hub.open_databases(table, &names));
+        Ok(())
+    }
+
+    /// Whether this node has the right to serve, and what it sees of the cluster if it leads:
+    /// `view` makes that of what was seen before.
+    pub fn follow_cluster(&self, right: bool, view: impl FnOnce(Option<&View>) -> Option<View>) {
+        self.with(|hub| hub.follow_cluster(right, view));
+    }
+
+    /// Whether all databases are served.
+    pub fn databases_ready(&self) -> bool {
+        self.lock().hub.databases_ready()
+    }
+
     /// Opens the socket and serves clients. Must be called in a tokio runtime.
     pub fn listen(&self, path: &std::path::Path) -> Result<(), StartError> {
         socket::start(self, path)
@@ -165,6 +190,7 @@ impl Clients {
     /// Closes the socket and every connection: for `ctdb shutdown` that is the answer.
     pub fn shutdown(&self) {
         self.shared.ended.send_replace(true);
+        self.with(Hub::close_databases);
         self.lock().links.disconnect();
     }
 
@@ -271,13 +297,24 @@ impl Clients {
         self.with(|hub| hub.deliver(srvid::IPREALLOCATED, &[]));
     }
 
-    /// The cluster has recovered under a new generation.
+    /// The cluster has a new generation. Where there are databases, clients are told when these are
+    /// served in it.
     pub fn reconfigured(&self) {
-        self.with(|hub| hub.deliver(srvid::RECONFIGURE, &[]));
+        self.with(|hub| {
+            if !hub.has_databases() {
+                hub.deliver(srvid::RECONFIGURE, &[]);
+            }
+        });
     }
 
     fn gone(&self, client: ClientId) {
         self.with(|hub| hub.gone(client));
+    }
+}
+
+impl Outlet for Clients {
+    fn deliver(&self, outputs: Vec<Output>) {
+        self.with(|hub| hub.database_says(outputs));
     }
 }
 

@@ -6,6 +6,7 @@
 //! guard; the links; the API.
 
 mod actions;
+mod database;
 mod events;
 mod generation;
 mod history;
@@ -272,6 +273,11 @@ impl Daemon {
         let mut transport = settings.transport(incarnation);
         transport.relays = clients.relays();
         let (transport, links) = Transport::start(transport)?;
+        if !settings.capabilities.voter_only {
+            clients
+                .open_databases(settings.databases.clone())
+                .map_err(system("cannot read the directory of persistent databases"))?;
+        }
         clients.connect(transport.clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let local = Local::new(Birth {

@@ -13,6 +13,7 @@ pub mod clients;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod database;
 pub mod events;
 pub mod failover;
 pub mod guard;

@@ -299,6 +299,55 @@ impl Tdb {
         result.and_then(|count| unlocked.map(|()| count))
     }
 
+    /// Shows `visit` the records of one chain, under its lock, for which it waits as `wait` says. One
+    /// record is copied at a time. `visit` must not use the file.
+    pub fn visit_chain(
+        &mut self,
+        chain: u32,
+        wait: Wait,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<()> {
+        if chain >= self.geometry.hash_size() {
+            return Err(Error::NoChain(chain));
+        }
+        let name = LockName::Chain(chain);
+        self.lock(name, LockKind::Shared, wait)?;
+        let walked = self.walk_chain(chain, |tdb, found| {
+            if found.record.kind() == RecordKind::Used {
+                let RecordHeader {
+                    key_len, data_len, ..
+                } = found.record;
+                let length = u64::from(key_len) + u64::from(data_len);
+                if length > u64::from(tdb.max_record_len) {
+                    return Err(Error::TooLarge(length));
+                }
+                let mut bytes = std::mem::take(&mut tdb.buffer);
+                bytes.clear();
+                let at = found.offset + RECORD_LEN;
+                tdb.storage.append_to(at, key_len + data_len, &mut bytes)?;
+                let (key, data) = bytes.split_at(key_len as usize);
+                visit(key, data);
+                if bytes.capacity() <= KEPT_BUFFER {
+                    tdb.buffer = bytes;
+                }
+            }
+            Ok(ControlFlow::<()>::Continue(()))
+        });
+        let unlocked = self.unlock(name);
+        walked.map(|_| ()).and(unlocked)
+    }
+
+    /// The first chain from `chain` on that has records, as it was a moment ago; no lock.
+    pub fn next_used_chain(&mut self, chain: u32) -> Result<Option<u32>> {
+        let mut heads = Heads::default();
+        for chain in chain..self.geometry.hash_size() {
+            if heads.get(self, chain)? != 0 {
+                return Ok(Some(chain));
+            }
+        }
+        Ok(None)
+    }
+
     fn traverse_batches(
         &mut self,
         visit: &mut impl FnMut(&mut Self, &[u8], &[u8]) -> Result<ControlFlow<()>>,

@@ -596,6 +596,13 @@ impl Leader {
             .map(|(pnn, host)| (*pnn, host.know, host.may.len()))
     }
 
+    /// What is known of each host's right: how, the newest epoch, and whether it says that it has one.
+    pub fn standing(&self) -> impl Iterator<Item = (Pnn, Know, Epoch, bool)> {
+        self.hosts
+            .iter()
+            .map(|(pnn, host)| (*pnn, host.know, host.epoch, host.has_right))
+    }
+
     /// Who serves an address: the one node that may hold it and has it completely.
     pub fn serves(&self, address: IpAddr) -> Option<Pnn> {
         let mut may = self

@@ -117,7 +117,7 @@ impl Hub {
             | Request::Startup
             | Request::RecdPing
             | Request::RecdReclockLatency(_) => Verdict::Status(0),
-            _ => Verdict::Failed,
+            _ => self.of_database(origin, control, request),
         }
     }
 

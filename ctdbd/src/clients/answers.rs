@@ -52,7 +52,10 @@ impl Hub {
             Request::GetPnn => Verdict::Status(self.me.get().cast_signed()),
             Request::GetPid => Verdict::Status(std::process::id().cast_signed()),
             Request::Ping => Verdict::Status(self.count().cast_signed()),
-            Request::GetRecmode => Verdict::Status(self.snapshot.recovery_mode.cast_signed()),
+            Request::GetRecmode => {
+                let recovering = self.snapshot.recovery_mode != 0 || self.is_recovering();
+                Verdict::Status(i32::from(recovering))
+            }
             Request::GetVnnMap => {
                 let map = VnnMap {
                     generation: self.generation(),
@@ -64,7 +67,6 @@ impl Hub {
                 let nodes = self.node_map();
                 self.with(&Reply::NodeMap(nodes))
             }
-            Request::GetDbMap => self.with(&Reply::DbMap(Vec::new())),
             Request::GetRunstate => {
                 let state = match self.snapshot.run_state {
                     RunState::Unknown => 0,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ctdb_wire::api::Snapshot;
 use ctdb_wire::client::packet::{
-    Body, Header, INVALID_GENERATION, Message, Packet, Padding, ReplyError, Tunnel, TunnelFlags,
+    Body, Header, INVALID_GENERATION, Message, Packet, Padding, Tunnel, TunnelFlags,
 };
 use ctdb_wire::client::srvid;
 use ctdb_wire::client::types::{Connection, Statistics};
@@ -16,6 +16,7 @@ use ctdb_wire::relay::{Assembler, Relay};
 use tokio::sync::{Notify, watch};
 
 use super::AskKind;
+use super::databases::Databases;
 use super::tickles::Tickles;
 use crate::config::{Tunable, Tunables};
 use crate::messaging::processes::Processes;
@@ -129,6 +130,7 @@ pub struct Hub {
     pub(super) registry: Registry,
     pub(super) processes: Processes,
     pub(super) tickles: Tickles,
+    pub(super) databases: Databases,
     pub(super) forwarded: HashMap<u32, Forwarded>,
     pub(super) last_forwarded: u32,
     pub(super) assemblers: [Assembler; MAX_NODES],
@@ -175,6 +177,7 @@ impl Hub {
             registry: Registry::default(),
             processes: Processes::default(),
             tickles: Tickles::default(),
+            databases: Databases::default(),
             forwarded: HashMap::new(),
             last_forwarded: 0,
             assemblers: std::array::from_fn(|_| Assembler::default()),
@@ -264,7 +267,12 @@ impl Hub {
         if self.is_inactive() {
             INVALID_GENERATION
         } else {
-            self.snapshot.generation.unwrap_or(INVALID_GENERATION)
+            let generation = self.snapshot.generation.unwrap_or(INVALID_GENERATION);
+            match self.recoveries() {
+                0 => generation,
+                // Other than every small number, and the same on all nodes that have recovered.
+                more => (generation ^ more.wrapping_mul(0x9E37_79B9)).max(INVALID_GENERATION + 1),
+            }
         }
     }
 
@@ -322,6 +330,9 @@ impl Hub {
             }
         }
         self.registry.gone(id);
+        if let Some(table) = &mut self.databases.table {
+            table.gone(id);
+        }
         self.forwarded
             .retain(|_, forwarded| forwarded.origin.client() != Some(id));
         if client.persistent_updates > 0 {
@@ -442,14 +453,9 @@ impl Hub {
                 count.req_tunnel = count.req_tunnel.wrapping_add(1);
                 self.tunnel(header, &tunnel);
             }
-            Body::Call(_) => {
+            Body::Call(call) => {
                 count.req_call = count.req_call.wrapping_add(1);
-                // CTDB lets the caller wait for ever; no database is attached in this release.
-                let body = Body::ReplyError(ReplyError {
-                    status: -1,
-                    text: b"no such database",
-                });
-                self.send(id, header.reqid, body);
+                self.call(id, header.reqid, &call);
             }
             _ => {}
         }
@@ -485,6 +491,9 @@ impl Hub {
 
     /// Delivers a message to those that have registered its address here (6.2).
     pub fn deliver(&mut self, srvid: u64, data: &[u8]) {
+        if self.pushed(srvid, data) {
+            return;
+        }
         self.steward(srvid, data);
         for address in [srvid, srvid::ALL] {
             // One by one: each may be the last that fits.
@@ -542,6 +551,7 @@ impl Hub {
     pub fn tick(&mut self, now: BootTime) {
         self.refresh();
         self.now = now;
+        self.deferred_attaches();
         let changes = self.registry.take_changes();
         let mut others = self.nodes.connected;
         others.remove(self.me);

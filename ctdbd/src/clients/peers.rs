@@ -18,6 +18,7 @@ impl Hub {
         let all: Vec<relay::Process> = self.registry.all().collect();
         self.tell_processes(to, true, &all);
         self.tell_connections(to);
+        self.databases_linked(pnn);
     }
 
     pub(super) fn tell_processes(&mut self, to: NodeSet, mut anew: bool, list: &[relay::Process]) {
@@ -132,7 +133,8 @@ impl Hub {
             Relay::Processes { anew, entries } => {
                 self.processes.told(from, anew, relay::processes(entries));
             }
-            Relay::Database(_) | Relay::Piece { .. } => return false,
+            Relay::Database(payload) => return self.database_frame(from, payload),
+            Relay::Piece { .. } => return false,
         }
         true
     }

@@ -148,6 +148,7 @@ impl Node {
         self.want_lock(now);
         self.tell_books(now);
         self.follow_generation(now);
+        self.follow_databases(now);
         self.publish(now);
     }
 
@@ -190,7 +191,9 @@ impl Node {
     fn follow_detector(&mut self, now: BootTime) {
         let status = self.parts.detector.status();
         let (right, leader) = (status.right_until.is_some(), status.leader.is_some());
-        if self.parts.local.observe(right, leader) {
+        // Services start when the databases are served; a node that stands aside has none to serve.
+        let ready = self.parts.clients.databases_ready() || self.parts.local.flags().is_inactive();
+        if self.parts.local.observe(right, leader && ready) {
             tracing::warn!("Recovery complete; services start");
             self.local_changed = true;
             self.event(events::Input::Serve);

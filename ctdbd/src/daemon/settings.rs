@@ -103,6 +103,7 @@ pub(super) struct Settings {
     pub(super) reload: Reload,
     pub(super) events: super::events::Settings,
     pub(super) nodes_source: config::NodesSource,
+    pub(super) databases: crate::database::Setup,
 }
 
 fn public(addresses: &[config::PublicAddress]) -> Vec<PublicAddress> {
@@ -201,6 +202,12 @@ impl Settings {
                 interactive,
             ),
             nodes_source: config.cluster.nodes_source.clone(),
+            databases: crate::database::Setup {
+                me,
+                volatile: config.database.volatile.clone(),
+                persistent: config.database.persistent.clone(),
+                mutexes: config.database.tdb_mutexes,
+            },
         })
     }
 

@@ -310,6 +310,11 @@ impl Database {
                 reqid,
                 empty,
             } => self.traverse(cx, client, reqid, empty),
+            Input::Recover => {
+                self.wanted = false;
+                self.want_recovery(cx, "it was asked for");
+                Ok(())
+            }
             Input::Readonly => {
                 if self.config.kind == Kind::Volatile && self.readonly.is_none() {
                     self.readonly = Some(ReadOnly::default());

@@ -315,6 +315,10 @@ impl Database {
                     return Ok(());
                 }
                 if slice == 0 && !valid.contains(self.config.me) {
+                    if self.generation != Generation::NONE {
+                        // It was left out: what its clients believe to hold is others' (MEM-3).
+                        cx.out.push(Effect::CloseClients);
+                    }
                     cx.store.wipe()?;
                 }
                 let donor = donors.contains(self.config.me);

@@ -134,6 +134,7 @@ impl Database {
             let mut size = 0;
             let mut end = false;
             while !end && size < PIECE {
+                let before = scan.cursor;
                 let piece = cx
                     .store
                     .scan(&mut scan.cursor, BUDGET, &mut |key, header, data| {
@@ -151,8 +152,9 @@ impl Database {
                         return false;
                     }
                 }
-                if scan.to == me && records.is_empty() && !end {
-                    // Nothing to pace this by: leave the thread to others.
+                let stuck = scan.cursor == before;
+                if !end && (stuck || scan.to == me && records.is_empty()) {
+                    // A chain is busy, or there is nothing to pace this by: leave the thread to others.
                     break;
                 }
             }

@@ -192,6 +192,8 @@ pub enum Input<'a> {
         /// Empty records too.
         empty: bool,
     },
+    /// The operator wants a recovery.
+    Recover,
     /// `SET_DB_READONLY`.
     Readonly,
     /// `SET_DB_STICKY`.
