@@ -229,12 +229,11 @@ impl Table {
             Input::Frame(pnn, frame) => self.receive(now, pnn, frame, &mut out),
             Input::Opened(ends, meta) => self.opened(ends, meta),
             Input::Closed(ends, source) => self.closed(ends, source),
-            Input::Read(address, found) => self.read(address, &found),
+            Input::Read(address, found) => self.read(address, &found, &mut out),
             Input::Taken(addresses, tenure) => self.taken(now, addresses, tenure),
             Input::Frozen(addresses) => {
                 for address in addresses {
-                    let own = self.own.entry(address.to_canonical()).or_default();
-                    own.frozen.get_or_insert_default();
+                    self.freeze(address.to_canonical());
                 }
                 self.log.flush();
             }
@@ -334,8 +333,13 @@ impl Table {
         self.log.push(address, key);
     }
 
-    fn read(&mut self, address: IpAddr, found: &[(Key, u32)]) {
+    fn read(&mut self, address: IpAddr, found: &[(Key, u32)], out: &mut Vec<Effect>) {
         let address = address.to_canonical();
+        let host = self.hosts.get(&address).map(|(_, host)| *host);
+        if !found.is_empty() && host.is_some_and(|host| host != self.config.me) {
+            // From before this daemon: its clients have been told by the address's host.
+            out.push(Effect::Kill(vec![address]));
+        }
         let there: BTreeSet<Key> = found.iter().map(|(key, _)| *key).collect();
         let gone: Vec<Key> = self.own.get(&address).map_or_else(Vec::new, |own| {
             own.entries
@@ -353,6 +357,29 @@ impl Table {
                 sources: Sources::KERNEL,
             };
             self.opened(ends(address, key), meta);
+        }
+    }
+
+    /// Whoever has not been told to the end yet is the next host's too.
+    fn freeze(&mut self, address: IpAddr) {
+        let own = self.own.entry(address).or_default();
+        let ended = own.frozen.get_or_insert_default();
+        for key in self.tickling.take(address) {
+            if own.entries.get(&key).is_some() {
+                continue;
+            }
+            if self.own_count >= self.config.max_connections {
+                self.counters.overflowed += 1;
+                continue;
+            }
+            let meta = Meta {
+                since: 0,
+                sources: Sources::KERNEL,
+            };
+            own.entries.insert(key, meta);
+            self.own_count += 1;
+            ended.insert(key);
+            self.log.push(address, key);
         }
     }
 
@@ -408,15 +435,18 @@ impl Table {
     }
 
     /// Another node serves the address: nothing of what this one had is left. Peers that heard
-    /// of it have forgotten it by themselves; the next digests tell the others.
-    fn drop_own(&mut self, address: IpAddr) {
+    /// of it have forgotten it by themselves; the next digests tell the others. False if it had
+    /// none.
+    fn drop_own(&mut self, address: IpAddr) -> bool {
         if let Some(own) = self.own.remove(&address) {
             self.own_count -= own.entries.len();
             self.counters.closed += own.entries.len() as u64;
             for stream in self.streams.values_mut() {
                 stream.said_empty = false;
             }
+            return true;
         }
+        false
     }
 
     fn remove_orphan(&mut self, address: IpAddr, key: &Key) {

@@ -19,6 +19,7 @@ use ctdb_wire::ids::Pnn;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub mod metrics;
 pub mod openapi;
 pub mod render;
 pub mod routes;

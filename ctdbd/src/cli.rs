@@ -23,6 +23,7 @@ pub mod args;
 pub mod client;
 pub mod cluster;
 pub mod configuration;
+pub mod conntrack;
 mod db;
 pub mod event;
 pub mod failure;
@@ -234,6 +235,7 @@ fn component(
         Component::Node(verb) => node::run(&asking, verb),
         Component::Ip(verb) => ip::run(&asking, verb),
         Component::Interface(verb) => interface::run(&asking, verb),
+        Component::Conntrack(verb) => conntrack::run(&asking, verb, out),
         Component::Process(verb) => process::run(&asking, verb),
         Component::Event(verb) => event::run(&asking, verb, out),
         Component::Config(verb) => configuration::run(&asking, verb, &surroundings.paths),

@@ -23,7 +23,7 @@ pub mod schema;
 pub mod settings;
 pub mod tunables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Read as _;
 use std::net::IpAddr;
@@ -334,12 +334,16 @@ pub enum DetectorPriority {
 }
 
 /// `[conntrack]`
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Conntrack {
     /// Connections to public addresses are tracked.
     pub enabled: bool,
     /// Size of the table.
     pub max_connections: u32,
+    /// Tickles to each client of an address that moved.
+    pub tickle_rounds: u8,
+    /// Ports whose sockets end at a release before the address serves elsewhere.
+    pub end_first: BTreeSet<u16>,
 }
 
 /// `[firewall]`

@@ -13,6 +13,7 @@ mod history;
 mod node;
 mod nodes;
 mod paths;
+mod replies;
 mod settings;
 mod snapshot;
 mod stop;
@@ -237,6 +238,13 @@ impl Daemon {
             authority = settings.authority_word, nodes = settings.nodes.len(), "ctdbd starts"
         );
         warn_of_virtual_machine();
+        let (connections, inbox) = if settings.track {
+            let (connections, inbox) = failover::connections::channel()
+                .map_err(system("cannot make a descriptor for waking a thread"))?;
+            (Some(connections), Some(inbox))
+        } else {
+            (None, None)
+        };
         let (executor, outcomes, deadline) = Executor::start(failover::Setup {
             builtin: settings.builtin,
             lease_required: settings.lease_required,
@@ -245,6 +253,8 @@ impl Daemon {
             settle: settings.timing.settle(),
             opening: settings.opening,
             firewall: settings.firewall,
+            connections: connections.clone(),
+            end_first: settings.end_first.clone(),
         })?;
         let pins = deadline.is_some().then_some(settings.bpf_dir.as_path());
         let deadman = Arc::new(Deadman::create()?);
@@ -279,6 +289,19 @@ impl Daemon {
                 .map_err(system("cannot read the directory of persistent databases"))?;
         }
         clients.connect(transport.clone());
+        if let Some(inbox) = inbox {
+            failover::connections::start(
+                inbox,
+                failover::connections::Setup {
+                    me: settings.me,
+                    bpf_dir: settings.bpf_dir.clone(),
+                    max_connections: settings.max_connections,
+                    tickle_rounds: settings.tickle_rounds,
+                    end_first: settings.end_first.clone(),
+                },
+                transport.clone(),
+            )?;
+        }
         let (sender, commands) = mpsc::channel(COMMANDS);
         let local = Local::new(Birth {
             capabilities: settings.capabilities,
@@ -351,6 +374,7 @@ impl Daemon {
             transport,
             clients: clients.clone(),
             executor,
+            connections: failover::connections::Feed::new(connections),
             children,
             deadman: Some(Arc::clone(&deadman)),
             snapshot,

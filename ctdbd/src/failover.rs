@@ -5,10 +5,11 @@
 //! waits for the kernel. Takeovers and silences go first, the clean-up behind a release runs in
 //! small pieces when nothing else waits. The order of steps is that of `design.md` section 4.
 
+pub mod connections;
 mod executor;
 mod net;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -16,9 +17,12 @@ use std::time::Duration;
 
 use ctdb_core::local::{PublicAddress, Relocation};
 use ctdb_ebpf::lease::DeadlineCell;
+use ctdb_wire::connections::Tenure;
 use ctdb_wire::ids::Epoch;
 use ipnet::IpNet;
 use tokio::sync::mpsc;
+
+use connections::Connections;
 
 /// Jobs that may wait in the channel. Beyond it they wait in the sender's own list, which the
 /// holder bounds: it has at most one piece of work for each address.
@@ -43,6 +47,10 @@ pub struct Setup {
     pub opening: Duration,
     /// `[firewall] enabled`.
     pub firewall: bool,
+    /// Who is told what is taken and what is silent; `None` if connections are not tracked.
+    pub connections: Option<Connections>,
+    /// Ports of services whose sockets here must have ended before the address serves elsewhere.
+    pub end_first: BTreeSet<u16>,
 }
 
 /// One address to take.
@@ -63,6 +71,8 @@ pub enum Job {
         epoch: Epoch,
         /// Slot of the lease map.
         slot: u32,
+        /// The order that it is.
+        tenure: Option<Tenure>,
         /// What.
         addresses: Vec<Placed>,
     },
@@ -113,6 +123,8 @@ pub enum Outcome {
         addresses: Vec<IpAddr>,
         /// Server sockets that were destroyed.
         connections: usize,
+        /// UDP sockets that answered on them.
+        udp: usize,
     },
     /// The host's links: name and whether the link is up and guarded by the lease.
     Links(Vec<(String, bool)>),

@@ -680,6 +680,20 @@ impl TransportHandle {
         }
     }
 
+    /// Peers for whom more than `bytes` wait in the queue.
+    pub fn queues_above(&self, bytes: usize) -> NodeSet {
+        let all = lock(&self.shared.peers);
+        let peers = all.iter().flatten();
+        peers
+            .filter(|peer| {
+                lock(&peer.newest)
+                    .as_ref()
+                    .is_some_and(|slot| slot.outgoing.depth().1 > bytes)
+            })
+            .map(|peer| peer.pnn)
+            .collect()
+    }
+
     /// Closes the link with a peer. It is made anew as after any other end.
     pub fn close(&self, pnn: Pnn) {
         if let Some(peer) = self.shared.peer(pnn) {

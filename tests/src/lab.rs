@@ -20,6 +20,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod held;
 pub mod history;
 mod leftovers;
 pub mod load;
@@ -31,6 +32,7 @@ pub mod probe;
 pub mod reference;
 pub mod scenario;
 pub mod services;
+pub mod sessions;
 pub mod stage;
 pub mod timeline;
 pub mod usage;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use ctdb_wire::connections::{Change, ConnectionFrame, Digest, Key, Meta, Tenure};
+use ctdb_wire::connections::{Change, ConnectionFrame, Digest, Key, Meta, Sources, Tenure};
 use ctdb_wire::ids::{BootTime, Pnn};
 
 use super::{Effect, Replica, Table};
@@ -95,8 +95,9 @@ impl Table {
                 self.orphan_count -= keys.len();
             }
             self.tickling.retain(|other| other != address);
-            self.drop_own(address);
-            kill.push(address);
+            if self.drop_own(address) {
+                kill.push(address);
+            }
         }
         if !kill.is_empty() {
             out.push(Effect::Kill(kill));
@@ -120,12 +121,18 @@ impl Table {
         }
         match meta {
             // The former host's last words, overtaken by the order to take it.
-            Some(_) if self.holds(address) => self.tell_late(now, address, &[key]),
+            Some(meta) if self.is_former(address, meta) => self.tell_late(now, address, &[key]),
             Some(meta) => self.put(from, address, key, meta),
             None => {
                 self.replicas[from.index()].take(address, &key);
             }
         }
+    }
+
+    /// Whether a connection ended at the former host of an address that this node serves now. What
+    /// an operator registered on some node says nothing of where it ends.
+    fn is_former(&self, address: IpAddr, meta: Meta) -> bool {
+        meta.sources != Sources::MANUAL && self.holds(address)
     }
 
     fn put(&mut self, from: Pnn, address: IpAddr, key: Key, meta: Meta) {
@@ -171,10 +178,11 @@ impl Table {
             self.counters.refused += entries.len() as u64;
             return;
         }
-        if self.holds(address) {
-            let keys: Vec<Key> = entries.iter().map(|(key, _)| *key).collect();
-            return self.tell_late(now, address, &keys);
-        }
+        let (former, entries): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .partition(|(_, meta)| self.is_former(address, *meta));
+        let former: Vec<Key> = former.into_iter().map(|(key, _)| key).collect();
+        self.tell_late(now, address, &former);
         let replica = &mut self.replicas[from.index()];
         let named: BTreeSet<Key> = entries.iter().map(|(key, _)| *key).collect();
         let gone: Vec<Key> = replica

@@ -224,6 +224,19 @@ fn last_words_that_the_order_has_overtaken_are_heard() {
     let frame = ConnectionFrame::Changes(vec![change, change]);
     let effects = new.handle(at(2), Input::Frame(pnn(0), frame));
     assert_eq!(tickled(&effects), [connection(moved, 1)]);
+    // What an operator registered elsewhere is only known.
+    let manual = Meta {
+        since: 1,
+        sources: Sources::MANUAL,
+    };
+    let change = Change {
+        address: moved,
+        key: key(moved, 2),
+        now: Some(manual),
+    };
+    let frame = ConnectionFrame::Changes(vec![change]);
+    assert_eq!(new.handle(at(3), Input::Frame(pnn(0), frame)), []);
+    assert_eq!(new.counts()[1], 1);
 }
 
 #[test]
@@ -275,6 +288,56 @@ fn a_lost_nodes_connections_outlive_its_restart() {
     assert_eq!(table.counts(), [0, 1, 1, 0]);
     let effects = table.handle(at(5), Input::Taken(vec![lost], tenure(5)));
     assert_eq!(tickled(&effects), [connection(lost, 1)]);
+}
+
+#[test]
+fn who_was_not_told_to_the_end_is_handed_on() {
+    let mut table = started(0);
+    table.handle(at(0), Input::LinkUp(pnn(1), Incarnation(1)));
+    let moved = address(1);
+    let change = Change {
+        address: moved,
+        key: key(moved, 1),
+        now: Some(kernel(1)),
+    };
+    let frame = ConnectionFrame::Changes(vec![change]);
+    table.handle(at(1), Input::Frame(pnn(1), frame));
+    let effects = table.handle(at(2), Input::Taken(vec![moved], tenure(2)));
+    assert_eq!(tickled(&effects), [connection(moved, 1)]);
+    pull(&mut table, at(2));
+    // It goes on before the second round.
+    table.handle(at(100), Input::Frozen(vec![moved]));
+    let mut next = started(1);
+    next.handle(at(100), Input::LinkUp(pnn(0), Incarnation(1)));
+    for (_, frame) in pull(&mut table, at(100)) {
+        next.handle(at(101), Input::Frame(pnn(0), frame));
+    }
+    assert_eq!(tickled(&table.handle(at(5000), Input::Tick)), []);
+    let effects = next.handle(at(102), Input::Taken(vec![moved], tenure(3)));
+    assert_eq!(tickled(&effects), [connection(moved, 1)]);
+    for (_, frame) in pull(&mut next, at(103)) {
+        table.handle(at(103), Input::Frame(pnn(1), frame));
+    }
+    assert_eq!(table.counts(), [0; 4]);
+}
+
+#[test]
+fn sockets_from_before_the_daemon_end_if_another_node_serves_them() {
+    let mut table = started(0);
+    table.handle(at(0), Input::LinkUp(pnn(1), Incarnation(1)));
+    let taken = address(1);
+    let held = ConnectionFrame::Held(vec![(taken, tenure(3))]);
+    assert_eq!(table.handle(at(1), Input::Frame(pnn(1), held)), []);
+    let there = vec![(key(taken, 1), 7)];
+    let effects = table.handle(at(2), Input::Read(taken, there));
+    assert_eq!(effects, [Effect::Kill(vec![taken])]);
+    assert_eq!(table.handle(at(3), Input::Read(taken, Vec::new())), []);
+    assert_eq!(table.counts(), [0; 4]);
+    // An address that nobody else is known to serve goes on.
+    let mine = address(2);
+    let there = vec![(key(mine, 1), 7)];
+    assert_eq!(table.handle(at(4), Input::Read(mine, there)), []);
+    assert_eq!(table.counts(), [1, 0, 0, 0]);
 }
 
 #[test]

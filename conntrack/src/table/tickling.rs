@@ -90,6 +90,12 @@ impl Tickling {
         self.groups.retain(|address, _| keep(*address));
     }
 
+    /// All that are not told to the end yet; they are not this node's to tell any more.
+    pub(super) fn take(&mut self, address: IpAddr) -> BTreeSet<Key> {
+        let groups = self.groups.remove(&address).into_iter().flatten();
+        groups.flat_map(|group| group.keys).collect()
+    }
+
     /// Whether it is to be told already.
     pub(super) fn has(&self, address: IpAddr, key: &Key) -> bool {
         self.groups

@@ -282,6 +282,11 @@ impl Holder {
         }
     }
 
+    /// The last order that was accepted in this epoch.
+    pub fn last_order(&self) -> Option<(Term, OrderSeq)> {
+        self.last_order
+    }
+
     /// The newest term that is accepted.
     pub fn term(&self) -> Option<Term> {
         self.term

@@ -44,6 +44,16 @@ pub fn document() -> Value {
         let operations = paths.entry(route.path).or_insert_with(|| json!({}));
         operations[method] = operation;
     }
+    paths.insert(
+        "/metrics".to_owned(),
+        json!({"get": {
+            "summary": "Figures for Prometheus",
+            "responses": {"200": {
+                "description": "The text format, version 0.0.4.",
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            }},
+        }}),
+    );
     // The file is a part of the program and parsed by a test.
     let schemas: Value = serde_json::from_str(SCHEMAS).unwrap_or_default();
     json!({
@@ -145,6 +155,78 @@ mod tests {
         }
     }
 
+    mod connections {
+        use ctdb_wire::api::connections::*;
+        use serde_json::{Value, json};
+
+        fn ends() -> Ends {
+            Ends {
+                client: "10.0.0.9:50000".parse().unwrap(),
+                server: "10.0.0.1:445".parse().unwrap(),
+            }
+        }
+
+        fn connection() -> ConnectionView {
+            ConnectionView {
+                client: ends().client,
+                server: ends().server,
+                node: Some(1),
+                since: 7,
+                sources: vec!["kernel".to_owned()],
+                waiting: false,
+            }
+        }
+
+        pub(super) fn connections() -> Value {
+            json!(ConnectionsView {
+                connections: vec![connection()],
+                ..ConnectionsView::default()
+            })
+        }
+
+        pub(super) fn clients() -> Value {
+            json!(ClientsView {
+                clients: vec![ClientView {
+                    client: ends().client.ip(),
+                    count: 1,
+                    connections: vec![connection()],
+                }],
+                ..ClientsView::default()
+            })
+        }
+
+        pub(super) fn detail() -> Value {
+            json!(ConnectionDetail {
+                connection: connection(),
+                state: None,
+                pid: Some(1),
+                command: None,
+                cgroup: None,
+                bytes_received: Some(1),
+                bytes_acked: None,
+            })
+        }
+
+        pub(super) fn udp() -> Value {
+            json!(UdpServicesView {
+                node: 0,
+                services: vec![UdpView {
+                    local: ends().server,
+                    service: None,
+                    pid: None,
+                    command: None,
+                }],
+            })
+        }
+
+        pub(super) fn body() -> Value {
+            json!(ConnectionsBody {
+                connections: vec![ends()],
+                address: Some(ends().server.ip()),
+            })
+        }
+    }
+
     #[test]
     fn schemas_describe_what_is_sent() {
         let schemas = schemas();
@@ -219,6 +301,11 @@ mod tests {
                 })
                 .unwrap(),
             ),
+            ("Connections", connections::connections()),
+            ("Clients", connections::clients()),
+            ("ConnectionDetail", connections::detail()),
+            ("UdpServices", connections::udp()),
+            ("ConnectionsBody", connections::body()),
             ("Done", serde_json::to_value(Done::default()).unwrap()),
             (
                 "Error",

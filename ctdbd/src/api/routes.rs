@@ -10,6 +10,12 @@ use serde::de::DeserializeOwned;
 
 use crate::log::LogLevel;
 
+mod connections;
+mod segment;
+
+use segment::decode_segment;
+pub use segment::encode_segment;
+
 /// A read that a snapshot answers, without the main loop.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Read {
@@ -624,6 +630,66 @@ pub const ROUTES: &[Route] = &[
         "This description",
         |_| read(Read::OpenApi),
     )),
+    get(
+        "/v1/connections",
+        "Connections",
+        "Connections to all public addresses, of all nodes",
+        |_| connections::all(),
+    ),
+    get(
+        "/v1/connections/clients",
+        "Clients",
+        "The same by client: the channels of a multichannel session together",
+        |_| connections::clients(),
+    ),
+    get(
+        "/v1/connections/udp",
+        "UdpServices",
+        "Services that answer on public addresses over UDP",
+        |_| connections::udp(),
+    ),
+    get(
+        "/v1/connections/stats",
+        "ConnectionStats",
+        "How connections are tracked, and counts",
+        |_| connections::stats(),
+    ),
+    get(
+        "/v1/connections/{server}",
+        "Connections",
+        "Connections to one address, or to one ADDRESS:PORT",
+        connections::to,
+    ),
+    get(
+        "/v1/connections/{server}/{client}",
+        "ConnectionDetail",
+        "Everything that the node knows of one connection, by both ends",
+        connections::show,
+    ),
+    post(
+        "/v1/connections/add",
+        Some("ConnectionsBody"),
+        "Register connections, so that their clients are told when the address moves",
+        connections::add,
+    ),
+    post(
+        "/v1/connections/del",
+        Some("ConnectionsBody"),
+        "Forget registered connections",
+        connections::del,
+    ),
+    post(
+        "/v1/connections/kill",
+        Some("ConnectionsBody"),
+        "Destroy this node's sockets: some connections, or all to an address",
+        connections::kill,
+    ),
+    post(
+        "/v1/connections/tickle",
+        Some("ConnectionsBody"),
+        "Send one tickle from each server to its client",
+        connections::tickle,
+    ),
 ];
 
 /// The error for a node number that the nodes list does not have.
@@ -782,6 +848,7 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
             serde_json::json!({"leader": leader, "lmaster": lmaster}),
         ),
         Action::Read { path } => get(path),
+        Action::Connections(action) => connections::http_of(action),
     }
 }
 
@@ -821,41 +888,6 @@ fn node_of(query: &str) -> Result<Option<Pnn>, ApiError> {
         node = Some(Pnn::new(number).map_err(|_| no_such_node(number))?);
     }
     Ok(node)
-}
-
-/// Percent-encodes what may not stand in a path segment (RFC 3986, 3.3).
-pub fn encode_segment(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~:@".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push('%');
-            for digit in [byte >> 4, byte & 15] {
-                out.push(
-                    char::from_digit(digit.into(), 16)
-                        .unwrap_or('0')
-                        .to_ascii_uppercase(),
-                );
-            }
-        }
-    }
-    out
-}
-
-fn decode_segment(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' {
-            let high = char::from(bytes.next()?).to_digit(16)?;
-            let low = char::from(bytes.next()?).to_digit(16)?;
-            out.push((high << 4 | low) as u8);
-        } else {
-            out.push(byte);
-        }
-    }
-    String::from_utf8(out).ok()
 }
 
 #[cfg(test)]

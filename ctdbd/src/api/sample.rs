@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ctdb_wire::api::connections::ConnectionStats;
 use ctdb_wire::api::{
     AddressOnNode, AddressView, ConfigOption, ConfigView, Hold, InterfaceView, NodeView, RightView,
     Snapshot, TunableView,
@@ -65,6 +66,11 @@ fn address(text: &str, owner: Option<u32>) -> AddressView {
 pub(crate) fn snapshot() -> Snapshot {
     let gone = NodeFlags::DELETED | NodeFlags::DISCONNECTED;
     Snapshot {
+        connections: ConnectionStats {
+            enabled: true,
+            own: 3,
+            ..ConnectionStats::default()
+        },
         node: 0,
         release: "0.1.0".into(),
         pid: 7332,

@@ -36,6 +36,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
+use super::metrics;
 use super::render::render;
 use super::routes::{Parsed, Wanted, action_of, methods_of};
 use super::{ApiConfig, ApiStartError, Command};
@@ -263,6 +264,9 @@ fn remove_stale(path: &Path) -> Result<(), ApiStartError> {
     }
 }
 
+/// Where Prometheus asks; text, so that it stands beside the table of routes.
+const METRICS: &str = "/metrics";
+
 /// One connection, as its listener sees it.
 struct Place {
     since: Instant,
@@ -381,6 +385,13 @@ async fn answer(
         Access::Full => methods_of(request.uri().path()).join(", "),
         Access::ReadOnly => "GET".to_owned(),
     };
+    if request.method() == Method::GET && request.uri().path() == METRICS {
+        let text = metrics::render(&shared.snapshot.borrow());
+        let mut response = response(StatusCode::OK, Bytes::from(text));
+        let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+        response.headers_mut().insert(CONTENT_TYPE, kind);
+        return response;
+    }
     let result = match reply(request, shared, waiting, deadline).await {
         Ok(value) => encode(StatusCode::OK, &value, shared),
         Err(error) => Err(error),

@@ -1,6 +1,6 @@
 //! The new form of the command line: `ctdb COMPONENT VERB`, and the help that teaches it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -110,6 +110,9 @@ pub enum Component {
     /// Events and their scripts
     #[command(subcommand)]
     Event(Event),
+    /// TCP connections to public addresses: who is connected, and telling or ending them
+    #[command(subcommand)]
+    Conntrack(Conntrack),
     /// Child processes of the daemon: event scripts, lock helpers and others
     #[command(subcommand)]
     Process(Process),
@@ -410,6 +413,85 @@ pub enum EventScript {
     },
 }
 
+/// `ctdb conntrack`
+#[derive(Subcommand, Debug)]
+pub enum Conntrack {
+    /// Connections to public addresses, of all nodes
+    #[command(
+        long_about = "Lists the TCP connections to public addresses on all ports, of all nodes, as \
+            this node knows them (or that of -n).\n\n*Node* is the node that has the connection; \
+            `lost` is what a node left behind that is gone: its clients are told when the address \
+            is taken.",
+        after_help = "Examples:\n  ctdb conntrack list 10.0.0.1\n  ctdb conntrack list 10.0.0.1:445\n  \
+            ctdb conntrack list --by client"
+    )]
+    List {
+        /// Only those to ADDRESS or ADDRESS:PORT
+        server: Option<String>,
+        /// Group them: the channels of an SMB multichannel session stand together
+        #[arg(long, conflicts_with = "server")]
+        by: Option<By>,
+    },
+    /// All that is known of one connection: process, bytes
+    Show {
+        /// The client's end, ADDRESS:PORT
+        client: SocketAddr,
+        /// The server's end, ADDRESS:PORT
+        server: SocketAddr,
+    },
+    /// Register connections, so that their clients are told when the address moves
+    #[command(
+        long_about = "Registers connections that the kernel does not show here. Without arguments \
+            pairs are read from standard input, one CLIENT:PORT SERVER:PORT a line."
+    )]
+    Add(Pairs),
+    /// Forget registered connections
+    Del(Pairs),
+    /// Destroy this node's sockets, as `ss -K` does
+    Kill {
+        /// All connections of the node to this address
+        #[arg(long, conflicts_with_all = ["client", "server"])]
+        address: Option<IpAddr>,
+        /// Or these
+        #[command(flatten)]
+        pairs: Pairs,
+    },
+    /// Send one tickle from each server to its client
+    #[command(
+        long_about = "Sends an ACK with a wrong sequence number from each server to its client. A \
+            client whose connection is gone is reset by what that provokes; one whose connection \
+            is alive notices nothing."
+    )]
+    Tickle(Pairs),
+    /// How connections are tracked, and counts
+    Stats,
+    /// Services that answer on public addresses over UDP
+    Udp,
+    /// Print connections as they begin and end
+    Watch {
+        /// End after this time
+        #[arg(long, value_name = "S")]
+        seconds: Option<u64>,
+    },
+}
+
+/// Connections; without them those on standard input.
+#[derive(Args, Debug)]
+pub struct Pairs {
+    /// The client's end, ADDRESS:PORT
+    #[arg(requires = "server")]
+    pub client: Option<SocketAddr>,
+    /// The server's end, ADDRESS:PORT
+    pub server: Option<SocketAddr>,
+}
+
+/// How connections are grouped.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum By {
+    /// By the client's address
+    Client,
+}
+
 /// `ctdb process`
 #[derive(Subcommand, Debug)]
 pub enum Process {
@@ -482,11 +564,12 @@ pub enum Log {
 }
 
 /// Words that begin a command of the new form. `ip`, `status` and `version` are old commands too.
-pub const COMPONENTS: [&str; 11] = [
+pub const COMPONENTS: [&str; 12] = [
     "cluster",
     "node",
     "ip",
     "interface",
+    "conntrack",
     "event",
     "process",
     "config",

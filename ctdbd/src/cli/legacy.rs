@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::client::{Client, ClientError};
 
 mod commands;
+mod connections;
 pub mod options;
 pub mod table;
 pub mod text;

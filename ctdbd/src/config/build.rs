@@ -1,6 +1,6 @@
 //! From texts to a [`Config`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -174,6 +174,15 @@ impl Sections {
             conntrack: Conntrack {
                 enabled: reader.boolean("conntrack", "enabled"),
                 max_connections: reader.integer("conntrack", "max connections", (1024, 1 << 24)),
+                tickle_rounds: reader.integer("conntrack", "tickle rounds", (1, 8)) as u8,
+                end_first: reader
+                    .value(
+                        "conntrack",
+                        "end first",
+                        ports,
+                        "write port numbers with commas between them, or none",
+                    )
+                    .unwrap_or_default(),
             },
             firewall: Firewall {
                 enabled: reader.boolean("firewall", "enabled"),
@@ -188,6 +197,25 @@ impl Sections {
             legacy,
         }
     }
+}
+
+/// At most as many as fit on a line.
+fn ports(text: &str) -> Result<BTreeSet<u16>, String> {
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(BTreeSet::new());
+    }
+    let ports: BTreeSet<u16> = text
+        .split([',', ' '])
+        .filter(|word| !word.is_empty())
+        .map(|word| match word.parse() {
+            Ok(port) if port > 0 => Ok(port),
+            _ => Err(format!("'{word}' is not a port")),
+        })
+        .collect::<Result<_, _>>()?;
+    if ports.is_empty() || ports.len() > 64 {
+        return Err("one to 64 ports can be named".to_owned());
+    }
+    Ok(ports)
 }
 
 pub(super) const fn seconds(low: u64, high: u64) -> (Duration, Duration) {

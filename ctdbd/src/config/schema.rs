@@ -328,6 +328,20 @@ pub const KEYS: &[Key] = &[
         "Size of the connection table",
     ),
     key(
+        "conntrack",
+        "tickle rounds",
+        Text("5"),
+        Ours,
+        "How often each client of an address that moved is told, 1 to 8: at once, after 0.6 s, then after twice as long each time",
+    ),
+    key(
+        "conntrack",
+        "end first",
+        Text("2049"),
+        Ours,
+        "Ports of services that must not answer a request which the client repeats elsewhere (NFS): their sockets end before the address moves; none for no port",
+    ),
+    key(
         "firewall",
         "enabled",
         Text("true"),

@@ -100,6 +100,7 @@ fn every_key_of_a_full_file_counts() {
          addresses = script\n[lease]\nprofile = fast\nrequired = no\npaths = private\n\
          queue bound = 5ms\n[security]\ntransport = plain\n[priority]\ndaemon = fifo:2\n\
          detector = rr:9\n[conntrack]\nenabled = no\nmax connections = 2048\n\
+         tickle rounds = 2\nend first = 2049, 20048\n\
          [firewall]\nenabled = no\nopening timeout = 3\n[api]\ngroup = adm\n\
          [legacy]\nlmaster capability = false\nstart as stopped = true\n\
          start as disabled = true\nscript log level = INFO\nrealtime scheduling = false\n",
@@ -132,7 +133,9 @@ fn every_key_of_a_full_file_counts() {
         config.conntrack,
         Conntrack {
             enabled: false,
-            max_connections: 2048
+            max_connections: 2048,
+            tickle_rounds: 2,
+            end_first: [2049, 20048].into(),
         }
     );
     assert_eq!(config.firewall.opening_timeout, Duration::from_secs(3));

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::node::Node;
 use super::nodes::{RELOAD, Reload};
+use super::replies::to_peer;
 use crate::api::{self, Command, Wanted};
 use crate::clients::{Ask, AskKind};
 use crate::clock::boot_now;
@@ -411,6 +412,7 @@ impl Node {
                 let limit = seconds.map(|seconds| Duration::from_secs(seconds.into()));
                 return self.event_run(&component, event, limit, all, reply);
             }
+            Action::Connections(action) => return self.connections(action, reply),
             Action::Plan => self.plan(),
             Action::Why { address } => self.why(address),
         };
@@ -691,14 +693,7 @@ impl Node {
                 drop(sender.send(answer));
             }
             Reply::Peer(pnn, id) => {
-                let result =
-                    answer
-                        .map(|value| value.to_string())
-                        .map_err(|error| OperationError {
-                            status: error.status,
-                            code: error.code,
-                            message: error.message,
-                        });
+                let result = to_peer(answer);
                 self.parts
                     .transport
                     .send(pnn, &PeerFrame::Reply { id, result });

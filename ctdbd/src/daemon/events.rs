@@ -432,6 +432,8 @@ impl Node {
                 };
                 if result.is_err() {
                     self.parts.local.unplace(address);
+                } else {
+                    self.parts.clients.taken(address);
                 }
                 self.local_changed();
                 self.input(coordinator::Input::Taken {
@@ -443,6 +445,7 @@ impl Node {
                 if *ending != Ending::Done {
                     tracing::error!(%address, why = ending.text(), "releaseip failed; with [failover] addresses = script nobody else takes the address away");
                 }
+                self.parts.clients.released(address);
                 self.parts.local.unplace(address);
                 self.local_changed();
                 self.input(coordinator::Input::Released(vec![address]));

@@ -12,6 +12,7 @@ use ctdb_core::holder::Work;
 use ctdb_core::local::Local;
 use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
 use ctdb_wire::api::{ConfigView, Snapshot, TunableView};
+use ctdb_wire::connections::Tenure;
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
 use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState, Term};
 use ctdb_wire::peer::PeerFrame;
@@ -27,6 +28,7 @@ use super::snapshot::{self, View};
 use crate::clients::Clients;
 use crate::clock::{boot_now, wall_now};
 use crate::config::{NodesSource, Tunables};
+use crate::failover::connections::Feed;
 use crate::failover::{Executor, Job, Outcome, Placed};
 use crate::liveness::{self, Detector};
 use crate::lock::LockClient;
@@ -59,6 +61,7 @@ pub(super) struct Parts {
     pub(super) transport: TransportHandle,
     pub(super) clients: Clients,
     pub(super) executor: Executor,
+    pub(super) connections: Feed,
     pub(super) children: Children,
     pub(super) deadman: Option<Arc<Deadman>>,
     pub(super) snapshot: watch::Sender<Arc<Snapshot>>,
@@ -147,6 +150,7 @@ impl Node {
         self.tell_eligible();
         self.want_lock(now);
         self.tell_books(now);
+        self.tell_addresses();
         self.follow_generation(now);
         self.follow_databases(now);
         self.publish(now);
@@ -168,6 +172,7 @@ impl Node {
         }
         self.parts.executor.flush();
         self.parts.clients.tick(now);
+        self.parts.connections.flush();
         self.flush_unsaid();
         self.event(events::Input::Tick);
         self.inputs.push_back(Input::Tick);
@@ -281,9 +286,11 @@ impl Node {
                         self.script_take(epoch, place.net, &place.interface);
                     }
                 } else if !placed.is_empty() {
+                    let order = self.parts.coordinator.holder().last_order();
                     self.parts.executor.submit(Job::Take {
                         epoch,
                         slot,
+                        tenure: order.map(|(term, seq)| Tenure { term, seq }),
                         addresses: placed,
                     });
                 }
@@ -363,9 +370,15 @@ impl Node {
             Outcome::Removed {
                 addresses,
                 connections,
+                udp,
             } => {
-                if connections > 0 {
-                    let text = format!("ended {connections} connections");
+                if connections + udp > 0 {
+                    let text = match udp {
+                        0 => format!("ended {connections} connections"),
+                        _ => {
+                            format!("ended {connections} connections, silenced {udp} UDP services")
+                        }
+                    };
                     tracing::info!(
                         connections,
                         count = addresses.len(),
@@ -442,10 +455,12 @@ impl Node {
                     keys: Box::new(session),
                     paths,
                 });
+                self.parts.connections.link_up(pnn, incarnation);
                 self.inputs.push_back(Input::LinkUp(pnn, incarnation));
             }
             LinkEvent::Down { pnn, .. } => {
                 self.actions.lost(pnn);
+                self.parts.connections.link_down(pnn);
                 self.inputs.push_back(Input::LinkDown(pnn));
             }
             // In order behind its `Up`, so it is of that life.
@@ -457,6 +472,7 @@ impl Node {
         match frame {
             PeerFrame::Request { id, operation } => self.remote_request(pnn, id, operation),
             PeerFrame::Reply { id, result } => self.actions.answered(pnn, id, result),
+            PeerFrame::Connections(frame) => self.parts.connections.frame(pnn, frame),
             PeerFrame::Info(info) => {
                 let known = self.parts.coordinator.peer(pnn).info.as_ref();
                 if known.is_none_or(|known| known.paths != info.paths) {
@@ -566,6 +582,23 @@ impl Node {
         }
     }
 
+    /// Whose connections are to be tracked: to any public address that any node names.
+    fn tell_addresses(&mut self) {
+        if !self.dirty {
+            return;
+        }
+        let coordinator = &self.parts.coordinator;
+        let own = coordinator.info();
+        let nodes = coordinator.config().voters.iter();
+        let peers = nodes.filter_map(|pnn| coordinator.peer(pnn).info.as_ref());
+        let addresses = peers
+            .chain([own])
+            .flat_map(|info| &info.addresses)
+            .map(|public| public.net.addr())
+            .collect();
+        self.parts.connections.public(addresses);
+    }
+
     pub(super) fn tell_detector(&mut self, command: liveness::Command) {
         self.unsaid.push_back(command);
         self.flush_unsaid();
@@ -656,6 +689,7 @@ impl Node {
             clients: self.parts.clients.count(),
             tunables: &self.parts.tunables,
             config: &self.parts.config,
+            connections: self.parts.connections.stats(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! What the daemon takes from its configuration and its host, checked once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,6 +79,10 @@ pub(super) struct Settings {
     pub(super) shutdown_extra_timeout: Duration,
     pub(super) firewall: bool,
     pub(super) opening: Duration,
+    pub(super) track: bool,
+    pub(super) max_connections: u32,
+    pub(super) tickle_rounds: u8,
+    pub(super) end_first: BTreeSet<u16>,
     pub(super) local_nets: Vec<IpNet>,
     pub(super) scheduling: Scheduling,
     pub(super) priority: Priority,
@@ -175,6 +179,10 @@ impl Settings {
             shutdown_extra_timeout: config.failover.shutdown_extra,
             firewall: config.firewall.enabled,
             opening: config.firewall.opening_timeout,
+            track: config.conntrack.enabled,
+            max_connections: config.conntrack.max_connections,
+            tickle_rounds: config.conntrack.tickle_rounds,
+            end_first: config.conntrack.end_first.clone(),
             scheduling: match config.priority.detector {
                 DetectorPriority::Normal => Scheduling::Normal,
                 DetectorPriority::RoundRobin(priority) => Scheduling::RoundRobin(priority),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ctdb_core::coordinator::Coordinator;
 use ctdb_core::holder;
 use ctdb_core::local::Local;
+use ctdb_wire::api::connections::ConnectionStats;
 use ctdb_wire::api::{
     AddressOnNode, AddressView, ConfigView, Hold, InterfaceView, NodeView, RightView, Snapshot,
     TunableView,
@@ -33,6 +34,7 @@ pub(super) struct View<'a> {
     pub(super) clients: u32,
     pub(super) tunables: &'a [TunableView],
     pub(super) config: &'a Arc<ConfigView>,
+    pub(super) connections: ConnectionStats,
 }
 
 /// `tool`'s rule of UNKNOWN (`spec/cluster.md` 2.1): a node that has not finished its first
@@ -236,6 +238,7 @@ pub(super) fn make(view: &View<'_>) -> Snapshot {
         cluster_lock: view.cluster_lock.map(str::to_owned),
         log_level: view.log_level.to_owned(),
         clients: view.clients,
+        connections: view.connections.clone(),
         tunables: view.tunables.to_vec(),
         config: Arc::clone(view.config),
         addresses_by: if view.builtin { "builtin" } else { "script" }.to_owned(),

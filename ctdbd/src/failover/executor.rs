@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
+use super::connections::Message;
 use super::net::{Net, Phases};
-use super::{Job, Outcome, Setup};
+use super::{Job, Outcome, Placed, Setup};
 
 /// Addresses cleaned up between two looks at the queue: some 10 ms of work.
 const PIECE: usize = 64;
@@ -83,6 +84,9 @@ impl Thread {
             };
             match job {
                 Some(Job::Close) => {
+                    if let Some(connections) = self.setup.connections.take() {
+                        connections.close();
+                    }
                     if let Some(net) = self.net.take() {
                         net.close();
                     }
@@ -170,8 +174,10 @@ impl Thread {
             Job::Take {
                 epoch,
                 slot,
+                tenure,
                 addresses,
             } => {
+                self.end_former(&addresses);
                 // Of an epoch that is over: what is taken anew is not silenced any more.
                 for (_, refused) in &mut self.refused {
                     refused.retain(|address| !addresses.iter().any(|p| p.net.addr() == *address));
@@ -192,6 +198,11 @@ impl Thread {
                         Vec::new(),
                     ),
                 };
+                if let (Some(connections), Some(tenure)) = (&self.setup.connections, tenure) {
+                    let taken = results.iter().filter(|(_, result)| result.is_ok());
+                    let taken = taken.map(|(address, _)| *address).collect();
+                    connections.post(Message::Taken(taken, tenure));
+                }
                 self.say(Outcome::Taken {
                     epoch,
                     results,
@@ -200,6 +211,9 @@ impl Thread {
             }
             Job::Release { addresses } => self.release(addresses),
             Job::Discard { addresses } => {
+                if let Some(connections) = &self.setup.connections {
+                    connections.post(Message::Frozen(addresses.clone(), None));
+                }
                 self.cleanup
                     .extend(addresses.chunks(PIECE).map(<[IpAddr]>::to_vec));
             }
@@ -244,7 +258,9 @@ impl Thread {
         match settle {
             Ok(settle) => {
                 let now = Instant::now();
-                let phases = vec![("silence", now - start)];
+                let mut phases = vec![("silence", now - start)];
+                self.last_words(&addresses);
+                phases.push(("connections", now.elapsed()));
                 self.settling.push(Settling {
                     since: now,
                     at: now + settle,
@@ -260,18 +276,59 @@ impl Thread {
         }
     }
 
+    /// What is known of the connections goes out before "done" does; and where a service must not
+    /// answer a request here that the client repeats elsewhere, its sockets have ended by then.
+    fn last_words(&mut self, addresses: &[IpAddr]) {
+        if let Some(connections) = &self.setup.connections {
+            connections.freeze(addresses);
+        }
+        if let Some(net) = &mut self.net
+            && !self.setup.end_first.is_empty()
+        {
+            let killed = net.end_services(addresses, &self.setup.end_first);
+            self.ended(killed, 0);
+        }
+    }
+
+    /// Sockets of an earlier time as host that the clean-up has not reached yet: another host may
+    /// have told their clients meanwhile.
+    fn end_former(&mut self, placed: &[Placed]) {
+        let mut former = Vec::new();
+        for piece in &mut self.cleanup {
+            let taken = |address: &IpAddr| placed.iter().any(|p| p.net.addr() == *address);
+            former.extend(piece.iter().filter(|address| taken(address)));
+        }
+        if let Some(net) = &mut self.net
+            && !former.is_empty()
+        {
+            let killed = net.end_connections(&former);
+            self.ended(killed, 0);
+        }
+    }
+
+    fn ended(&self, killed: usize, udp: usize) {
+        if let Some(connections) = &self.setup.connections
+            && killed + udp > 0
+        {
+            connections.post(Message::Ended { killed, udp });
+        }
+    }
+
     fn clean_piece(&mut self) {
         let Some(addresses) = self.cleanup.pop_front() else {
             return;
         };
-        let mut connections = 0;
+        let (mut connections, mut udp) = (0, 0);
         if let Some(net) = &mut self.net {
             connections = net.end_connections(&addresses);
+            udp = net.udp_services(&addresses);
             net.remove_silent(&addresses);
         }
+        self.ended(connections, udp);
         self.say(Outcome::Removed {
             addresses,
             connections,
+            udp,
         });
     }
 }

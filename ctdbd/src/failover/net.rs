@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use ctdb_conntrack::Sockets;
+use ctdb_conntrack::{Killed, Killer, Sockets};
 use ctdb_core::local::{PublicAddress, Relocation};
 use ctdb_ebpf::lease::{DeadlineCell, Lease};
 use ctdb_netfw::address::Addresses;
@@ -49,6 +49,7 @@ pub(super) struct Net {
     announcer: Announcer,
     schedule: Schedule,
     sockets: Sockets,
+    killer: Killer,
     public: BTreeMap<IpAddr, PublicAddress>,
     interfaces: BTreeMap<String, Interface>,
     carried: BTreeMap<IpAddr, Carried>,
@@ -108,6 +109,7 @@ impl Net {
             announcer: Announcer::open()?,
             schedule: Schedule::default(),
             sockets: Sockets::open()?,
+            killer: Killer::open()?,
             public: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             carried: BTreeMap::new(),
@@ -567,14 +569,32 @@ impl Net {
     /// Ends the server's sockets of addresses that are silent; returns how many.
     pub(super) fn end_connections(&mut self, addresses: &[IpAddr]) -> usize {
         let addresses: BTreeSet<IpAddr> = self.silent(addresses);
-        let found = self.sockets.connections(&addresses);
-        match found.and_then(|connections| self.sockets.destroy(&connections)) {
-            Ok(count) => count,
-            Err(error) => {
-                tracing::warn!(%error, "connections to released addresses cannot be ended (ADDR-3)");
-                0
-            }
+        ended(self.killer.kill(&addresses))
+    }
+
+    /// Ends those of some services (by their ports) only.
+    pub(super) fn end_services(&mut self, addresses: &[IpAddr], ports: &BTreeSet<u16>) -> usize {
+        let addresses: BTreeSet<IpAddr> = self.silent(addresses);
+        let found = match self.sockets.connections(&addresses) {
+            Ok(found) => found,
+            Err(error) => return ended(Err(error)),
+        };
+        let pairs: Vec<(SocketAddr, SocketAddr)> = found
+            .into_iter()
+            .filter(|connection| ports.contains(&connection.server.port()))
+            .map(|connection| (connection.client, connection.server))
+            .collect();
+        if pairs.is_empty() {
+            return 0;
         }
+        ended(self.killer.kill_connections(&pairs))
+    }
+
+    /// UDP sockets that answered on addresses that are silent: nothing ends there, but flows do.
+    pub(super) fn udp_services(&mut self, addresses: &[IpAddr]) -> usize {
+        let addresses: BTreeSet<IpAddr> = self.silent(addresses);
+        // Only counted.
+        self.sockets.udp(&addresses).map_or(0, |found| found.len())
     }
 
     /// Those of `addresses` that were not taken again meanwhile.
@@ -691,6 +711,16 @@ impl Net {
             && let Err(error) = lease.close_clean()
         {
             tracing::error!(%error, "the lease programs stay; the next daemon takes them over");
+        }
+    }
+}
+
+fn ended(result: Result<Killed, ctdb_conntrack::Error>) -> usize {
+    match result {
+        Ok(killed) => killed.destroyed,
+        Err(error) => {
+            tracing::warn!(%error, "connections to released addresses cannot be ended (ADDR-3)");
+            0
         }
     }
 }

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{NodeFlags, RunState};
 
+pub mod connections;
+
+use connections::{ConnectionAction, ConnectionStats};
+
 /// Longest request body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 
@@ -62,6 +66,8 @@ pub struct Snapshot {
     pub clients: u32,
     /// Where addresses are handled: `builtin` or `script`.
     pub addresses_by: String,
+    /// Connections to public addresses.
+    pub connections: ConnectionStats,
     /// Tunables that are not obsolete, in the order of `ctdb listvars` (`spec/cli.md` 6.8).
     pub tunables: Vec<TunableView>,
     /// The configuration that the daemon runs with. Not part of `GET /v1/status`; read with
@@ -537,6 +543,8 @@ pub enum Action {
         /// The path, without the query.
         path: String,
     },
+    /// `/v1/connections` and below.
+    Connections(ConnectionAction),
 }
 
 impl Action {
@@ -552,6 +560,9 @@ impl Action {
 
     /// Whether it changes nothing.
     pub fn is_read(&self) -> bool {
+        if let Self::Connections(action) = self {
+            return action.is_read();
+        }
         matches!(
             self,
             Self::Leader

@@ -25,6 +25,9 @@ pub const MAX_PATHS: usize = 4;
 /// Longest free text (reasons, errors, JSON of one operation) in a frame, in bytes.
 pub const MAX_TEXT: usize = 256 * 1024;
 
+/// Longest answer to a request, in bytes.
+pub const MAX_REPLY: usize = MAX_TEXT * 3;
+
 /// What one node tells another over the link.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum PeerFrame {
@@ -292,7 +295,7 @@ fn check(frame: &PeerFrame) -> Result<(), FrameError> {
             bound("body", body.len(), MAX_TEXT)
         }
         PeerFrame::Reply { result, .. } => match result {
-            Ok(text) => bound("reply", text.len(), MAX_TEXT * 3),
+            Ok(text) => bound("reply", text.len(), MAX_REPLY),
             Err(error) => bound("error", error.message.len() + error.code.len(), MAX_TEXT),
         },
         PeerFrame::Connections(frame) => connections::check(frame),

@@ -8,6 +8,8 @@ mod connections;
 mod failover;
 #[path = "bench/idle.rs"]
 mod idle;
+#[path = "bench/known.rs"]
+mod known;
 #[path = "bench/table.rs"]
 mod table;
 
@@ -48,7 +50,7 @@ pub struct Runs {
 /// A measurement with its name.
 type Measurement = (&'static str, fn(Runs) -> Result<Vec<Row>>);
 
-const ALL: [Measurement; 20] = [
+const ALL: [Measurement; 23] = [
     ("move", |runs| failover::planned(failover::MOVE, runs)),
     ("drain", |runs| failover::planned(failover::DRAIN, runs)),
     ("stop", |runs| failover::planned(failover::STOP, runs)),
@@ -75,6 +77,9 @@ const ALL: [Measurement; 20] = [
     ("connections-storm", connections::storm),
     ("connections-seeding", connections::seeding),
     ("connections-kill", connections::kill),
+    ("connections-known", known::visible),
+    ("connections-told", known::many_told),
+    ("connections-daemon", known::sustained),
     ("idle", idle::idle),
     ("command", idle::command),
 ];

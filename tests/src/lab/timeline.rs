@@ -60,6 +60,13 @@ pub enum What {
         /// Who answers now, if the service says.
         node: Option<u32>,
     },
+    /// A connection that a client holds open was told that it is gone, or works again.
+    Client {
+        /// What it is.
+        label: String,
+        /// What happened.
+        text: String,
+    },
     /// A step that a daemon or the caller reports, with the time that it took.
     Phase {
         /// Who reports it.
@@ -142,6 +149,7 @@ fn columns(what: &What) -> (&'static str, String, String) {
         What::ServiceDown { label } => {
             ("service", label.clone(), "new connections fail".to_string())
         }
+        What::Client { label, text } => ("client", label.clone(), text.clone()),
         What::ServiceUp {
             label,
             outage,
@@ -329,6 +337,7 @@ fn paint(what: &What, text: &str) -> String {
         What::ServiceDown { .. } => "31",
         What::ServiceUp { .. } => "32",
         What::Owner { .. } => "36",
+        What::Client { .. } => "35",
         What::Phase { .. } => "2",
     };
     format!("\x1b[{colour}m{text}\x1b[0m")

@@ -1,3 +1,7 @@
+use std::net::SocketAddr;
+
+use ctdb_wire::api::connections::{ConnectionAction, Ends, MAX_GIVEN};
+
 use super::*;
 
 fn parse(method: &str, target: &str, body: &str) -> Result<Parsed, ApiError> {
@@ -37,6 +41,36 @@ fn every_action_survives_the_way_to_another_node() {
             lmaster: None,
         },
     ];
+    let ends = Ends {
+        client: "[fd00:77::9]:50000".parse().unwrap(),
+        server: SocketAddr::new(address, 445),
+    };
+    let connections = [
+        ConnectionAction::List {
+            address: None,
+            port: None,
+        },
+        ConnectionAction::List {
+            address: Some(address),
+            port: Some(445),
+        },
+        ConnectionAction::List {
+            address: Some("10.0.0.1".parse().unwrap()),
+            port: None,
+        },
+        ConnectionAction::Clients,
+        ConnectionAction::Show(ends),
+        ConnectionAction::Udp,
+        ConnectionAction::Stats,
+        ConnectionAction::Add(vec![ends]),
+        ConnectionAction::Del(vec![ends; 2]),
+        ConnectionAction::Kill {
+            connections: Vec::new(),
+            address: Some(address),
+        },
+        ConnectionAction::Tickle(vec![ends]),
+    ];
+    actions.extend(connections.map(Action::Connections));
     for verb in NodeVerb::ALL {
         let seconds = (verb == NodeVerb::Ban).then_some(300);
         actions.push(Action::Node {
@@ -204,4 +238,23 @@ fn fixed_paths_go_before_variable_ones() {
             level: "DEBUG".into()
         })
     );
+}
+
+#[test]
+fn connections_are_checked() {
+    let many = |count: usize| {
+        let one = r#"{"client":"10.0.0.9:1","server":"10.0.0.1:1"}"#;
+        format!("{{\"connections\":[{}]}}", vec![one; count].join(","))
+    };
+    let add = "/v1/connections/add";
+    assert!(parse("POST", add, &many(MAX_GIVEN)).is_ok());
+    let refused = (400, "bad_request".to_owned());
+    assert_eq!(code(parse("POST", add, &many(MAX_GIVEN + 1))), refused);
+    let mixed = r#"{"connections":[{"client":"[fd00::9]:1","server":"10.0.0.1:1"}]}"#;
+    assert_eq!(code(parse("POST", add, mixed)), refused);
+    let address = r#"{"address":"10.0.0.1"}"#;
+    assert_eq!(code(parse("POST", add, address)), refused);
+    assert!(parse("POST", "/v1/connections/kill", address).is_ok());
+    assert_eq!(code(parse("POST", "/v1/connections/kill", "{}")), refused);
+    assert_eq!(code(parse("GET", "/v1/connections/nowhere", "")), refused);
 }

@@ -111,6 +111,10 @@ async fn every_route_answers_on_the_socket_for_root() {
         ("LogLevel", r#"{"level":"DEBUG"}"#),
         ("EventRun", r#"{"args":["x"],"seconds":5}"#),
         ("EventScript", r#"{"enable":true}"#),
+        (
+            "ConnectionsBody",
+            r#"{"connections":[{"client":"10.77.1.9:50000","server":"10.77.1.1:445"}]}"#,
+        ),
     ]
     .into();
     for route in crate::api::routes::ROUTES {

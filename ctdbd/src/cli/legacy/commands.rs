@@ -579,7 +579,7 @@ impl Tool<'_> {
     }
 
     /// Has something changed; what the daemon says about it is not printed.
-    fn post(&self, path: &str, body: &Value) -> std::result::Result<Done, ClientError> {
+    pub(super) fn post(&self, path: &str, body: &Value) -> std::result::Result<Done, ClientError> {
         self.client.post(path, body)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Run, commands};
+use super::{Run, commands, connections};
 
 /// Where a command may be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,6 +143,33 @@ pub const COMMANDS: &[Command] = &[
         "send a gratuitous arp",
         commands::announce,
     ),
+    any(
+        "gettickles",
+        "<ip> [<port>]",
+        "get the list of tickles registered for this ip",
+        connections::get,
+    ),
+    any(
+        "addtickle",
+        "[<ip>:<port> <ip>:<port>]",
+        "add a tickle for this ip",
+        connections::add,
+    ),
+    any(
+        "deltickle",
+        "[<ip>:<port> <ip>:<port>]",
+        "delete a tickle from this ip",
+        connections::del,
+    ),
+    Command {
+        class: Class::WithoutDaemon,
+        ..any(
+            "tickle",
+            "[<srcip:port> <dstip:port>]",
+            "send a tcp tickle ack",
+            connections::tickle,
+        )
+    },
     Command {
         class: Class::WithoutDaemon,
         ..any(

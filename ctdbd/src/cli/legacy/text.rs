@@ -1,7 +1,8 @@
 //! What the old commands print, byte for byte (`spec/cli.md` 6.3 to 6.5, 6.8). Pure.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ctdb_wire::api::{
     AddressView, DaemonView, InterfaceView, InterfacesView, NodeView, Snapshot, TunableView,
@@ -560,6 +561,35 @@ pub fn tunables(tunables: &[TunableView]) -> String {
         .iter()
         .map(|each| tunable(&each.name, each.value))
         .collect()
+}
+
+/// `ctdb gettickles`
+pub fn connections(
+    address: IpAddr,
+    pairs: &BTreeSet<(SocketAddr, SocketAddr)>,
+    style: Style<'_>,
+) -> String {
+    let mut text = match style.machine {
+        Some(separator) => row(separator, &["Source IP", "Port", "Destination IP", "Port"]),
+        None => format!(
+            "Connections for IP: {address}\nNum connections: {}\n",
+            pairs.len()
+        ),
+    };
+    for (client, server) in pairs {
+        match style.machine {
+            Some(separator) => {
+                let [client, server] =
+                    [client, server].map(|end| [end.ip().to_string(), end.port().to_string()]);
+                text.push_str(&row(separator, &[client, server].concat()));
+            }
+            None => {
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "SRC: {client}   DST: {server}");
+            }
+        }
+    }
+    text
 }
 
 #[cfg(test)]

@@ -311,3 +311,31 @@ fn interfaces_and_none() {
         );
     }
 }
+
+#[test]
+fn gettickles_as_in_the_specification() {
+    let pairs = [(
+        "10.0.0.99:50001".parse().unwrap(),
+        "10.0.0.1:445".parse().unwrap(),
+    )]
+    .into();
+    let address = "10.0.0.1".parse().unwrap();
+    assert_eq!(
+        connections(address, &pairs, HUMAN),
+        "Connections for IP: 10.0.0.1\nNum connections: 1\n\
+         SRC: 10.0.0.99:50001   DST: 10.0.0.1:445\n"
+    );
+    assert_eq!(
+        connections(address, &pairs, ROWS),
+        "|Source IP|Port|Destination IP|Port|\n|10.0.0.99|50001|10.0.0.1|445|\n"
+    );
+    let pairs = [(
+        "[fd00::99]:1".parse().unwrap(),
+        "[fd00::1]:2049".parse().unwrap(),
+    )]
+    .into();
+    assert!(
+        connections("fd00::1".parse().unwrap(), &pairs, HUMAN)
+            .ends_with("SRC: [fd00::99]:1   DST: [fd00::1]:2049\n")
+    );
+}

@@ -1,0 +1,310 @@
+//! Connections: how soon they are known everywhere, what they cost, and how soon everybody is
+//! told. Goals of issue 3.
+
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ctdb_tests::lab::cli::wait_until;
+use ctdb_tests::lab::held::{Held, Kind, Told, Wanted};
+use ctdb_tests::lab::{Lab, Service, Stamp, plain};
+
+use crate::Runs;
+use crate::table::{Row, Unit};
+
+const LONG: Duration = Duration::from_secs(60);
+/// Connections of one sample of [`visible`].
+const SAMPLES: usize = 100;
+
+fn row(what: &str, unit: Unit, goal: Option<f64>, ours: Vec<f64>) -> Row {
+    Row {
+        what: what.to_owned(),
+        unit,
+        ours,
+        goal,
+        reference: Vec::new(),
+    }
+}
+
+fn up() -> Result<Lab> {
+    let lab = Lab::builder().build()?;
+    lab.bring_up(&[Service::Plain], LONG)?;
+    Ok(lab)
+}
+
+fn idle(server: SocketAddr) -> Wanted {
+    Wanted {
+        server,
+        kind: Kind::Idle,
+        again: false,
+    }
+}
+
+/// Own and replicated connections of a node.
+fn known(lab: &Lab, pnn: u32) -> Result<(u64, u64)> {
+    let stats = lab.node(pnn).ctdb_json(&["conntrack", "stats"])?;
+    let count = |name: &str| {
+        stats[name]
+            .as_u64()
+            .with_context(|| format!("no {name}: {stats}"))
+    };
+    Ok((count("own")?, count("replicated")?))
+}
+
+/// From a connection's establishment to its place in the tables of all other nodes, asked for
+/// again and again, so that the cost of asking (some 5 ms) is in it.
+pub fn visible(runs: Runs) -> Result<Vec<Row>> {
+    let (mut half, mut most) = (Vec::new(), Vec::new());
+    for _ in 0..runs.ours {
+        let lab = up()?;
+        let address = lab.public_addresses()[0];
+        let owner = lab.node(0).ip_owners()?[&address].context("an address without owner")?;
+        let others: Vec<u32> = (0..3).filter(|pnn| *pnn != owner).collect();
+        let server = SocketAddr::new(address, plain::PORT);
+        let mut times = Vec::new();
+        for _ in 0..SAMPLES {
+            let held = Held::open(lab.client(), &[idle(server)], None)?;
+            let start = Instant::now();
+            let client = held.records()[0].client.to_string();
+            for pnn in &others {
+                wait_until("the connection to be known", LONG, || {
+                    lab.node(*pnn)
+                        .ctdb(&["conntrack", "list", &server.to_string()])
+                        .is_ok_and(|answer| answer.stdout.contains(&client))
+                })?;
+            }
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        half.push(times[SAMPLES / 2]);
+        most.push(times[SAMPLES - 1 - SAMPLES / 100]);
+        eprint!(".");
+    }
+    eprintln!();
+    Ok(vec![
+        row(
+            "connection known on all nodes, half of them",
+            Unit::Ms,
+            Some(20.0),
+            half,
+        ),
+        row(
+            "connection known on all nodes, 99 of 100",
+            Unit::Ms,
+            Some(100.0),
+            most,
+        ),
+    ])
+}
+
+/// Ports that a client has for one server address and port are not enough for 50,000; so they
+/// are spread over the addresses of one node.
+fn spread(addresses: &[IpAddr], count: usize) -> Vec<Wanted> {
+    (0..count)
+        .map(|at| idle((addresses[at % addresses.len()], plain::PORT).into()))
+        .collect()
+}
+
+struct Many {
+    memory: f64,
+    told_first: f64,
+    told_all: f64,
+    sockets: f64,
+}
+
+/// Many idle connections to one node, whose addresses are then drained.
+fn many(count: usize) -> Result<Many> {
+    let lab = Lab::builder().public_addresses(12).build()?;
+    for node in lab.hosts() {
+        node.netns().sysctl(&[("net.core.somaxconn", "65535")])?;
+    }
+    lab.client()
+        .sysctl(&[("net.ipv4.ip_local_port_range", "1024 65535")])?;
+    ctdb_tests::lab::held::allow_files(count as u64 * 2 + 4096)?;
+    lab.bring_up(&[Service::Plain], LONG)?;
+    let leader = lab.node(0).leader_seen()?.context("no leader")?;
+    let victim = (leader + 1) % 3;
+    let addresses: Vec<IpAddr> = lab
+        .node(0)
+        .ip_owners()?
+        .into_iter()
+        .filter(|(address, owner)| *owner == Some(victim) && address.is_ipv4())
+        .map(|(address, _)| address)
+        .collect();
+    let held = Held::open(lab.client(), &spread(&addresses, count), None)?;
+    wait_until("all nodes to know all connections", LONG, || {
+        (0..3).all(|pnn| known(&lab, pnn).is_ok_and(|(own, others)| own + others == count as u64))
+    })?;
+    thread::sleep(Duration::from_secs(1));
+    let memory = lab
+        .nodes()
+        .iter()
+        .map(|node| Ok(node.usage()?.proportional as f64 / f64::from(1 << 20)))
+        .collect::<Result<Vec<f64>>>()?
+        .into_iter()
+        .fold(0.0, f64::max);
+    let node = lab.node(victim);
+    let (sockets, told) = thread::scope(|scope| -> Result<_> {
+        let sockets = scope.spawn(|| -> Result<Stamp> {
+            wait_until("the server's sockets to be gone", LONG, || {
+                let text = node
+                    .netns()
+                    .run("cat", &["/proc/net/sockstat"])
+                    .unwrap_or_default();
+                let tcp = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix("TCP: inuse "));
+                let count = tcp.and_then(|rest| rest.split(' ').next()?.parse::<usize>().ok());
+                count.is_some_and(|count| count < 100)
+            })?;
+            Ok(Stamp::now())
+        });
+        node.ctdb(&["disable"])?.success()?;
+        wait_until("all clients to be told", LONG, || held.told() == count)?;
+        let sockets = sockets
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread that counts sockets panicked"))??;
+        Ok((sockets, held.finish()?))
+    })?;
+    let mut times: Vec<Stamp> = told.iter().filter_map(at).collect();
+    times.sort_unstable();
+    ensure!(times.len() == count, "{} of {count} were told", times.len());
+    let released = history(&lab, victim, "release")?;
+    let taken = history(&lab, leader, "takeover")
+        .or_else(|_| history(&lab, 3 - leader - victim, "takeover"))?;
+    let ms = |stamp: Stamp, from: Stamp| stamp.since(from).as_secs_f64() * 1e3;
+    let at_first = times
+        .iter()
+        .filter(|at| at.since(taken) < Duration::from_millis(500))
+        .count();
+    drop(lab);
+    Ok(Many {
+        memory,
+        told_first: at_first as f64 / count as f64 * 100.0,
+        told_all: ms(times[count - 1], taken),
+        sockets: ms(sockets, released),
+    })
+}
+
+fn at(told: &Told) -> Option<Stamp> {
+    told.told.as_ref().map(|(at, _)| *at)
+}
+
+/// When the last record of a kind was written.
+fn history(lab: &Lab, pnn: u32, kind: &str) -> Result<Stamp> {
+    let history = lab.node(pnn).ctdb_json(&["cluster", "history"])?;
+    let records = history["records"].as_array().context("no records")?;
+    let last = records
+        .iter()
+        .rfind(|record| record["kind"] == kind)
+        .with_context(|| format!("no {kind} on node {pnn}"))?;
+    let time = last["at"]
+        .as_f64()
+        .with_context(|| format!("no time: {last}"))?;
+    Ok(Stamp::from_wall_ns((time * 1e9) as u64))
+}
+
+/// 10,000 and 50,000 idle connections on addresses that are drained.
+pub fn many_told(runs: Runs) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (count, sockets, all) in [(10_000, 100.0, 500.0), (50_000, 400.0, 2000.0)] {
+        let mut samples = Vec::new();
+        for _ in 0..runs.ours {
+            samples.push(many(count)?);
+            eprint!(".");
+        }
+        let of = |part: fn(&Many) -> f64| samples.iter().map(part).collect::<Vec<f64>>();
+        rows.push(row(
+            &format!("{count} idle connections: all clients told after the takeover"),
+            Unit::Ms,
+            Some(all),
+            of(|sample| sample.told_all),
+        ));
+        rows.push(row(
+            &format!("{count} idle connections: not told within 500 ms"),
+            Unit::Percent,
+            Some(1.0),
+            of(|sample| 100.0 - sample.told_first),
+        ));
+        rows.push(row(
+            &format!("{count} idle connections: server sockets gone after the release"),
+            Unit::Ms,
+            Some(sockets),
+            of(|sample| sample.sockets),
+        ));
+        if count == 50_000 {
+            rows.push(row(
+                "memory of a node with 50,000 connections, own or replicated",
+                Unit::Mib,
+                Some(60.0),
+                of(|sample| sample.memory),
+            ));
+        }
+    }
+    eprintln!();
+    Ok(rows)
+}
+
+/// Connections that come and go as fast as the client can make them, on one address; the time of
+/// the host's daemon for 20,000 of them, and how many it has not seen.
+pub fn sustained(runs: Runs) -> Result<Vec<Row>> {
+    const SPAN: Duration = Duration::from_secs(5);
+    const RATE: f64 = 20_000.0;
+    let (mut cpu, mut lost, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+    if runs.ours == 0 {
+        return Ok(Vec::new());
+    }
+    let lab = up()?;
+    let address = lab.public_addresses()[0];
+    let owner = lab.node(0).ip_owners()?[&address].context("an address without owner")?;
+    let server = SocketAddr::new(address, plain::PORT);
+    let node = lab.node(owner);
+    let opened = || -> Result<u64> {
+        let stats = node.ctdb_json(&["conntrack", "stats"])?;
+        stats["opened"].as_u64().context("no count")
+    };
+    for _ in 0..runs.ours {
+        let (before, begun) = (node.usage()?, opened()?);
+        let start = Instant::now();
+        let made = lab.client().enter(|| {
+            let mut made = 0_u64;
+            while start.elapsed() < SPAN {
+                let socket = socket2::Socket::new(
+                    socket2::Domain::for_address(server),
+                    socket2::Type::STREAM,
+                    None,
+                )?;
+                // Ended by a reset, so that no port waits.
+                socket.set_linger(Some(Duration::ZERO))?;
+                socket.connect(&server.into())?;
+                made += 1;
+            }
+            Ok(made)
+        })?;
+        let span = start.elapsed().as_secs_f64();
+        thread::sleep(Duration::from_millis(500));
+        let (after, ended) = (node.usage()?, opened()?);
+        let spent = after.cpu.saturating_sub(before.cpu).as_secs_f64();
+        let rate = made as f64 / span;
+        rates.push(rate);
+        cpu.push(spent / made as f64 * RATE * 100.0);
+        lost.push((made as f64 - (ended - begun) as f64) / made as f64 * 100.0);
+        eprint!(".");
+    }
+    eprintln!("\n   connections a second: {rates:.0?}");
+    Ok(vec![
+        row(
+            "20,000 connections/s: daemon of their host, of one core",
+            Unit::Percent,
+            Some(20.0),
+            cpu,
+        ),
+        row(
+            "20,000 connections/s: not seen",
+            Unit::Percent,
+            Some(0.0),
+            lost,
+        ),
+    ])
+}

@@ -1,0 +1,311 @@
+//! Connections that a client holds open, idle or sending, over a failover: when each was told
+//! that it is gone, and when a new one worked.
+//!
+//! All in one thread with one epoll set, so that 50,000 of them can be held. A sender writes a
+//! line of its own every [`BEAT`]; an idle one never says anything, as a mounted share does for
+//! hours.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::timeline::{Event, What};
+use super::{Netns, Stamp};
+
+/// Between two lines of a sender.
+const BEAT: Duration = Duration::from_millis(20);
+/// Between two attempts to connect anew.
+const AGAIN: Duration = Duration::from_millis(10);
+/// Longest wait for one connection at the start.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// What the client does meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Idle,
+    /// It writes every [`BEAT`].
+    Sending,
+}
+
+impl Kind {
+    /// Word for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Sending => "sending",
+        }
+    }
+}
+
+/// A connection to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Where to.
+    pub server: SocketAddr,
+    /// How.
+    pub kind: Kind,
+    /// A new connection is tried after it was told, until it works.
+    pub again: bool,
+}
+
+/// What became of one.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// What was asked for.
+    pub wanted: Wanted,
+    /// The client's end.
+    pub client: SocketAddr,
+    /// When the client was told, and how: `ECONNRESET`, `closed`.
+    pub told: Option<(Stamp, String)>,
+    /// When a new connection had the service's first line.
+    pub again: Option<Stamp>,
+}
+
+struct Live {
+    stream: TcpStream,
+    told: Told,
+}
+
+/// Connections that are being held.
+pub struct Held {
+    live: Arc<Mutex<Vec<Live>>>,
+    told: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connect(server: SocketAddr) -> Result<TcpStream> {
+    let socket = Socket::new(
+        Domain::for_address(server),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket
+        .connect_timeout(&server.into(), CONNECT)
+        .with_context(|| format!("connecting to {server}"))?;
+    Ok(socket.into())
+}
+
+/// Sockets of this process may be many.
+pub fn allow_files(count: u64) -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < count {
+        setrlimit(Resource::RLIMIT_NOFILE, count, hard.max(count))
+            .with_context(|| format!("allowing {count} open files"))?;
+    }
+    Ok(())
+}
+
+impl Held {
+    /// Connects all from within `client`, one after the other, and begins to watch them.
+    pub fn open(client: &Netns, wanted: &[Wanted], events: Option<Sender<Event>>) -> Result<Self> {
+        allow_files(wanted.len() as u64 + 1024)?;
+        let live = client.enter(|| {
+            wanted
+                .iter()
+                .map(|wanted| {
+                    let mut stream = connect(wanted.server)?;
+                    // It is accepted, not only in the backlog.
+                    stream.set_read_timeout(Some(CONNECT))?;
+                    let mut byte = [0; 64];
+                    let count = stream
+                        .read(&mut byte)
+                        .with_context(|| format!("greeting of {}", wanted.server))?;
+                    ensure!(count > 0, "{} closed at once", wanted.server);
+                    stream.set_nonblocking(true)?;
+                    let client = stream.local_addr()?;
+                    Ok(Live {
+                        stream,
+                        told: Told {
+                            wanted: *wanted,
+                            client,
+                            told: None,
+                            again: None,
+                        },
+                    })
+                })
+                .collect::<Result<Vec<Live>>>()
+        })?;
+        let live = Arc::new(Mutex::new(live));
+        let (told, stop) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let thread = {
+            let (live, told, stop) = (Arc::clone(&live), Arc::clone(&told), Arc::clone(&stop));
+            let client = client.clone();
+            thread::Builder::new()
+                .name("held".to_owned())
+                .spawn(move || {
+                    client.join()?;
+                    watch(&live, &told, &stop, events.as_ref())
+                })?
+        };
+        Ok(Self {
+            live,
+            told,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// How many have been told so far.
+    pub fn told(&self) -> usize {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// What is known of each so far.
+    pub fn records(&self) -> Vec<Told> {
+        lock(&self.live)
+            .iter()
+            .map(|live| live.told.clone())
+            .collect()
+    }
+
+    /// Ends it.
+    pub fn finish(mut self) -> Result<Vec<Told>> {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread
+                .join()
+                .map_err(|_| anyhow!("the thread that holds connections panicked"))??;
+        }
+        Ok(self.records())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(
+    live: &Arc<Mutex<Vec<Live>>>,
+    told: &AtomicUsize,
+    stop: &Arc<AtomicBool>,
+    events: Option<&Sender<Event>>,
+) -> Result<()> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let mut senders = Vec::new();
+    for (index, live) in lock(live).iter().enumerate() {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        epoll.add(&live.stream, EpollEvent::new(flags, index as u64))?;
+        if live.told.wanted.kind == Kind::Sending {
+            senders.push(index);
+        }
+    }
+    let mut anew = Vec::new();
+    let mut beat = Stamp::now();
+    let mut polled = vec![EpollEvent::empty(); 1024];
+    while !stop.load(Ordering::Relaxed) {
+        let count = match epoll.wait(&mut polled, EpollTimeout::from(5u8)) {
+            Ok(count) => count,
+            Err(nix::errno::Errno::EINTR) => 0,
+            Err(error) => return Err(error).context("waiting for held connections"),
+        };
+        let now = Stamp::now();
+        let mut held = lock(live);
+        for event in &polled[..count] {
+            let index = event.data() as usize;
+            let Some(how) = end_of(&mut held[index].stream) else {
+                continue;
+            };
+            // Its end is seen once.
+            let _ = epoll.delete(&held[index].stream);
+            let record = &mut held[index].told;
+            let label = format!("{} {}", record.wanted.kind.name(), record.wanted.server);
+            say(events, label, format!("told: {how}"));
+            record.told = Some((now, how));
+            told.fetch_add(1, Ordering::Relaxed);
+            if record.wanted.again {
+                let (live, stop) = (Arc::clone(live), Arc::clone(stop));
+                let events = events.cloned();
+                // In this thread's namespace.
+                anew.push(thread::spawn(move || {
+                    connect_anew(&live, index, &stop, events.as_ref());
+                }));
+            }
+        }
+        if now.since(beat) >= BEAT {
+            beat = now;
+            for index in &senders {
+                if held[*index].told.told.is_none() {
+                    // What cannot be written, now or any more, shows when it is read.
+                    let _ = held[*index].stream.write(b"beat\n");
+                }
+            }
+        }
+    }
+    for thread in anew {
+        thread
+            .join()
+            .map_err(|_| anyhow!("a thread that connects anew panicked"))?;
+    }
+    Ok(())
+}
+
+fn say(events: Option<&Sender<Event>>, label: String, text: String) {
+    if let Some(events) = events {
+        // A timeline that is finished listens no more.
+        let _ = events.send(Event {
+            at: Stamp::now(),
+            what: What::Client { label, text },
+        });
+    }
+}
+
+/// Reads what is there; how the connection ended, if it did.
+fn end_of(stream: &mut TcpStream) -> Option<String> {
+    let mut data = [0; 4096];
+    loop {
+        match stream.read(&mut data) {
+            Ok(0) => return Some("closed".to_owned()),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => {
+                let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0));
+                return Some(format!("{errno:?}"));
+            }
+        }
+    }
+}
+
+fn connect_anew(
+    live: &Mutex<Vec<Live>>,
+    index: usize,
+    stop: &AtomicBool,
+    events: Option<&Sender<Event>>,
+) {
+    let wanted = lock(live)[index].told.wanted;
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok(mut stream) = connect(wanted.server)
+            && stream.set_read_timeout(Some(CONNECT)).is_ok()
+            && stream.read(&mut [0; 64]).is_ok_and(|count| count > 0)
+        {
+            let label = format!("{} {}", wanted.kind.name(), wanted.server);
+            say(events, label, "works again".to_owned());
+            lock(live)[index].told.again = Some(Stamp::now());
+            return;
+        }
+        thread::sleep(AGAIN);
+    }
+}
