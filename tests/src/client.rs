@@ -12,11 +12,11 @@ use ctdb_wire::client::codec::encode_to_vec;
 use ctdb_wire::client::control::Request;
 use ctdb_wire::client::node;
 use ctdb_wire::client::packet::{
-    Body, Control, ControlFlags, Framed, Header, Message, Packet, Padding, Tunnel, TunnelFlags,
-    framed,
+    Body, Call, CallFlags, CallId, Control, ControlFlags, Framed, Header, Message, Packet, Padding,
+    Tunnel, TunnelFlags, framed,
 };
 
-/// Longest wait for an answer.
+/// Longest wait for an answer, unless told.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The answer to a control.
@@ -58,6 +58,7 @@ pub struct Client {
     mail: VecDeque<Mail>,
     parcels: VecDeque<Parcel>,
     padding: Padding,
+    patience: Duration,
 }
 
 impl Client {
@@ -72,7 +73,24 @@ impl Client {
             mail: VecDeque::new(),
             parcels: VecDeque::new(),
             padding: Padding::Exact,
+            patience: PATIENCE,
         })
+    }
+
+    /// How long it waits for an answer; 20 s unless told.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// Whether the daemon has closed the connection. Does not wait.
+    pub fn ended(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let mut byte = [0_u8; 1];
+        let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match recv(&self.stream, &mut byte, look) {
+            Ok((_, count)) => count == 0,
+            Err(error) => error != rustix::io::Errno::AGAIN,
+        }
     }
 
     /// Pads packets, as CTDB's tool does.
@@ -144,6 +162,14 @@ impl Client {
                     error: String::from_utf8_lossy(reply.error).into_owned(),
                 },
             ),
+            Body::ReplyCall(reply) => Came::Answer(
+                packet.header.reqid,
+                Answer {
+                    status: reply.status,
+                    data: reply.data.to_vec(),
+                    error: String::new(),
+                },
+            ),
             Body::Message(message) => Came::Mail(Mail {
                 srvid: message.srvid,
                 data: message.data.to_vec(),
@@ -186,8 +212,48 @@ impl Client {
         self.last_reqid += 1;
         let reqid = self.last_reqid;
         self.send_control(to, srvid, reqid, opcode, ControlFlags::empty(), data)?;
-        self.look_for(Some(reqid), Instant::now() + PATIENCE)?
+        self.look_for(Some(reqid), Instant::now() + self.patience)?
             .with_context(|| format!("control {opcode} to {to:#x} is not answered"))
+    }
+
+    /// A call for a record and its answer.
+    pub fn call(
+        &mut self,
+        db_id: u32,
+        kind: CallId,
+        flags: CallFlags,
+        key: &[u8],
+    ) -> Result<Answer> {
+        let reqid = self.send_call(db_id, kind, flags, key)?;
+        self.look_for(Some(reqid), Instant::now() + self.patience)?
+            .with_context(|| format!("the call for {key:02x?} of {db_id:#x} is not answered"))
+    }
+
+    /// Sends a call without waiting; its request number.
+    pub fn send_call(
+        &mut self,
+        db_id: u32,
+        kind: CallId,
+        flags: CallFlags,
+        key: &[u8],
+    ) -> Result<u32> {
+        self.last_reqid += 1;
+        let reqid = self.last_reqid;
+        let body = Body::Call(Call {
+            flags,
+            db_id,
+            call_id: kind as u32,
+            hop_count: 0,
+            key,
+            data: b"",
+        });
+        self.send(Header::to_own(reqid), body)?;
+        Ok(reqid)
+    }
+
+    /// Waits for the answer to request number `reqid`; `None` if none comes within `limit`.
+    pub fn answer(&mut self, reqid: u32, limit: Duration) -> Result<Option<Answer>> {
+        self.look_for(Some(reqid), Instant::now() + limit)
     }
 
     /// A control that wants no answer.

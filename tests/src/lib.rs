@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod dbclient;
 pub mod dbsim;
 pub mod fuzz;
 pub mod lab;

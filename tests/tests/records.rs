@@ -1,0 +1,174 @@
+//! Databases of running daemons: clients that lock and change records as Samba does, commit
+//! transactions and send messages, while nodes fail. Against Debian's daemon too, which shows that
+//! the clients speak the protocol as it is.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use ctdb_tests::dbclient::work::{self, Plan, Record};
+use ctdb_tests::dbclient::{Kind, Session};
+use ctdb_tests::lab::{Flavor, Lab, lacks, reference};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn lab(flavor: Flavor) -> Lab {
+    if let Some(reason) = lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    if let (Flavor::Ctdb, Some(package)) = (flavor, reference::lacks()) {
+        panic!("this test cannot run here: {package} is missing");
+    }
+    let lab = Lab::builder().flavor(flavor).build().unwrap();
+    lab.bring_up(&[], LONG).unwrap();
+    lab
+}
+
+fn plan() -> Plan {
+    Plan {
+        delete_one_of: 7,
+        transactions: Some(("lists.tdb".into(), Kind::Persistent)),
+        messages: true,
+        ..Plan::default()
+    }
+}
+
+/// Until every node has done so much since now.
+fn progress(lab: &Lab, record: &Record, nodes: &[u32], more: usize) -> Result<()> {
+    let before: Vec<_> = nodes.iter().map(|n| record.changes_on(*n)).collect();
+    let commits = record.commits();
+    lab.wait("clients to get on", LONG, || {
+        record.commits() > commits
+            && nodes
+                .iter()
+                .zip(&before)
+                .all(|(node, before)| record.changes_on(*node) >= before + more)
+    })
+    .map(drop)
+}
+
+/// One shared counter, raised by all nodes at once.
+fn counter(lab: &Lab) -> Result<()> {
+    const EACH: u64 = 100;
+    let raise = |node: u32| -> Result<()> {
+        let mut session = Session::connect(lab.node(node))?;
+        let mut db = session.attach("one counter.tdb", Kind::Volatile)?;
+        for _ in 0..EACH {
+            session.change(&mut db, b"n", |old| {
+                let old = old.try_into().map_or(0, u64::from_le_bytes);
+                (old + 1).to_le_bytes().to_vec()
+            })?;
+        }
+        Ok(())
+    };
+    let raise = &raise;
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..3).map(|n| scope.spawn(move || raise(n))).collect();
+        all.into_iter()
+            .try_for_each(|thread| thread.join().expect("a client panicked"))
+    })?;
+    for node in lab.nodes() {
+        let mut session = Session::connect(node)?;
+        let mut db = session.attach("one counter.tdb", Kind::Volatile)?;
+        let read = session.read(&mut db, b"n")?.context("no counter")?;
+        ensure!(
+            read == (3 * EACH).to_le_bytes(),
+            "node {} reads {read:?}",
+            node.pnn()
+        );
+    }
+    Ok(())
+}
+
+/// Text that a program of libtdb prints about a file.
+fn libtdb(words: &[&str], path: &Path, last: &[&str]) -> String {
+    let out = Command::new(words[0])
+        .args(&words[1..])
+        .arg(path)
+        .args(last)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{words:?} {path:?}: {text}{errors}");
+    text
+}
+
+/// What libtdb sees in the files is what we see, and nothing in them is damaged.
+fn files(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let mut session = Session::connect(node)?;
+        for (name, kind) in [
+            ("counters.tdb", Kind::Volatile),
+            ("lists.tdb", Kind::Persistent),
+        ] {
+            let mut db = session.attach(name, kind)?;
+            let mut keys: Vec<_> = db.local()?.into_iter().map(|(key, ..)| key).collect();
+            keys.retain(|key| !key.ends_with(b"\0"));
+            ensure!(!keys.is_empty(), "{name} of node {} is empty", node.pnn());
+            let dump = libtdb(&["tdbdump"], &db.path, &[]);
+            for key in keys {
+                let line = format!("key({}) = \"{}\"", key.len(), String::from_utf8_lossy(&key));
+                ensure!(dump.contains(&line), "{name}: no {line} in\n{dump}");
+            }
+            if kind == Kind::Persistent {
+                let text = libtdb(&["tdbtool"], &db.path, &["check"]);
+                ensure!(text.contains("integrity is OK"), "{name}: {text}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every node's traverse shows the same records, each once, as reads do.
+fn traverses(lab: &Lab, keys: usize) -> Result<()> {
+    let mut writer = Session::connect(lab.node(0))?;
+    let mut db = writer.attach("counters.tdb", Kind::Volatile)?;
+    for number in 0..keys {
+        writer.change(&mut db, &work::key(number), |_| b"the end".to_vec())?;
+    }
+    for node in lab.nodes() {
+        let mut session = Session::connect(node)?;
+        let db = session.attach("counters.tdb", Kind::Volatile)?;
+        let records = session.traverse(&db)?;
+        let once: BTreeMap<_, _> = records.iter().cloned().collect();
+        ensure!(
+            once.len() == records.len() && once.len() == keys,
+            "node {}: {records:?}",
+            node.pnn()
+        );
+        ensure!(once.values().all(|data| data == b"the end"), "{once:?}");
+    }
+    Ok(())
+}
+
+/// Without faults nothing may fail and nothing be lost.
+fn steady(flavor: Flavor) {
+    let lab = lab(flavor);
+    counter(&lab).unwrap();
+    let plan = plan();
+    let record = work::run(&lab, &plan, |record| progress(&lab, record, &[0, 1, 2], 60)).unwrap();
+    let troubles = record.troubles();
+    assert!(troubles.is_empty(), "{troubles:?}");
+    let verdict = record.verdict().unwrap();
+    assert_eq!(verdict.lost, 0);
+    assert!(verdict.moves > 10, "{verdict:?}");
+    record.judge_transactions(lab.nodes(), &plan).unwrap();
+    for node in 0..3 {
+        let (came, gaps) = record.post(node);
+        assert!(
+            came > 0 && gaps == 0,
+            "node {node}: {came} came, {gaps} lost"
+        );
+    }
+    files(&lab).unwrap();
+    traverses(&lab, plan.keys).unwrap();
+}
+
+#[test]
+fn clients_share_records_of_ctdbs_daemon() {
+    steady(Flavor::Ctdb);
+}
