@@ -30,6 +30,7 @@ pub mod observe;
 pub mod plain;
 pub mod probe;
 pub mod reference;
+pub mod samba;
 pub mod scenario;
 pub mod services;
 pub mod sessions;

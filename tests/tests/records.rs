@@ -93,7 +93,11 @@ fn libtdb(words: &[&str], path: &Path, last: &[&str]) -> String {
         .unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let errors = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{words:?} {path:?}: {text}{errors}");
+    assert!(
+        out.status.success(),
+        "{words:?} {}: {text}{errors}",
+        path.display()
+    );
     text
 }
 

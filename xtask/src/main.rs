@@ -38,7 +38,8 @@ enum Command {
     Demo(Rest),
     /// Measure the goals and print them as a table
     ///
-    /// `bench db` measures the database engine, libtdb beside it.
+    /// `bench db` measures the database engine, libtdb beside it; `bench record` the databases and
+    /// messages of three nodes, Debian's CTDB in turn.
     Bench(Rest),
     /// Run whole clusters of the pure cores in virtual time, from seeds
     Simulate(Rest),

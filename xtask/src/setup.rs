@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Debian packages that the build, the tests and the benchmarks use.
-const PACKAGES: [&str; 22] = [
+const PACKAGES: [&str; 25] = [
     "bpftool",
     "ctdb",
     // The lock in etcd is tested against the real server.
@@ -31,12 +31,17 @@ const PACKAGES: [&str; 22] = [
     "openssh-server",
     "pkg-config",
     "procps",
+    // SMB sessions that a test steers packet by packet.
+    "python3-impacket",
     // libtdb, as the other side of the engine's tests.
     "python3-tdb",
     "samba",
     "smbclient",
+    // Counts the daemons' system calls in `bench record`.
+    "strace",
     "tcpdump",
     "tdb-tools",
+    "winbind",
 ];
 
 /// Asked by the packages' scripts before they start a service; status 101 forbids it.

@@ -10,8 +10,14 @@ mod failover;
 mod idle;
 #[path = "bench/known.rs"]
 mod known;
+#[path = "bench/large.rs"]
+mod large;
+#[path = "bench/record.rs"]
+mod record;
 #[path = "bench/table.rs"]
 mod table;
+#[path = "bench/versus.rs"]
+mod versus;
 
 use std::process::ExitCode;
 
@@ -85,7 +91,13 @@ const ALL: [Measurement; 23] = [
 ];
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
+    let words: Vec<_> = std::env::args_os().collect();
+    let done = if words.get(1).is_some_and(|word| word == "record") {
+        record::run(&record::Options::parse_from(&words[1..]))
+    } else {
+        run(&Options::parse())
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("bench: {error:#}");

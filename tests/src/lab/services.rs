@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Lab, Node, find_program, helper_binary, netns, plain};
+use super::{Lab, Node, find_program, helper_binary, netns, plain, samba};
 
 /// A kind of service; each listens on all addresses of its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +23,9 @@ pub enum Service {
     Ssh,
     /// A stand-alone Samba, share `share`, guests may write; all nodes share the directory.
     Smb,
+    /// Samba with `clustering = yes` on the node's daemon, share `share`, with nmbd and winbindd; see
+    /// `super::samba`.
+    ClusteredSmb,
 }
 
 impl Service {
@@ -31,7 +34,7 @@ impl Service {
         match self {
             Self::Plain => plain::PORT,
             Self::Ssh => 22,
-            Self::Smb => 445,
+            Self::Smb | Self::ClusteredSmb => 445,
         }
     }
 
@@ -41,6 +44,7 @@ impl Service {
             Self::Plain => "tcp",
             Self::Ssh => "ssh",
             Self::Smb => "smb",
+            Self::ClusteredSmb => "clustered-smb",
         }
     }
 
@@ -52,6 +56,7 @@ impl Service {
                 .is_none()
                 .then_some("package openssh-server"),
             Self::Smb => find_program("smbd").is_none().then_some("package samba"),
+            Self::ClusteredSmb => samba::lacks(),
         }
     }
 }
@@ -83,7 +88,8 @@ impl Node {
                 service.name()
             );
         }
-        let mut command = match service {
+        let log = format!("{}.out", service.name());
+        let commands = match service {
             Service::Plain => {
                 let any = if self.settings().ipv6 {
                     "[::]"
@@ -93,16 +99,19 @@ impl Node {
                 let mut command = Command::new(helper_binary()?);
                 command.args(["serve", "--node", &self.pnn().to_string()]);
                 command.args(["--listen", &format!("{any}:{}", plain::PORT)]);
-                command
+                vec![(command, log)]
             }
-            Service::Ssh => self.sshd()?,
-            Service::Smb => self.smbd()?,
+            Service::Ssh => vec![(self.sshd()?, log)],
+            Service::Smb => vec![(self.smbd()?, log)],
+            Service::ClusteredSmb => self.samba_daemons()?,
         };
-        let child = self.spawn(&mut command, &format!("{}.out", service.name()))?;
-        self.services
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((service, child));
+        for (mut command, log) in commands {
+            let child = self.spawn(&mut command, &log)?;
+            self.services
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((service, child));
+        }
         Ok(())
     }
 

@@ -72,6 +72,55 @@ impl Node {
     }
 }
 
+/// What the daemons of a node have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// CPU time, that of children that have ended included.
+    pub cpu: Duration,
+    /// How often they were switched to, by their own will and not.
+    pub switches: u64,
+    /// Memory that is no mapped file, in bytes.
+    pub anonymous: u64,
+}
+
+impl Node {
+    /// What its daemons have done since they were started.
+    pub fn work(&self) -> Result<Work> {
+        let ticks = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks of this system")?;
+        let mut sum = Work::default();
+        for pid in self.daemon_processes() {
+            let spent: u64 = (11..=14).filter_map(|i| stat_field(pid, i)).sum();
+            sum.cpu += Duration::from_secs_f64(spent as f64 / ticks as f64);
+            sum.anonymous += lines_of(&format!("/proc/{pid}/status"), &["RssAnon:"]) * 1024;
+            for task in fs::read_dir(format!("/proc/{pid}/task"))
+                .into_iter()
+                .flatten()
+            {
+                // A thread may end while we look.
+                let Ok(task) = task else { continue };
+                let path = task.path().join("status");
+                let keys = ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
+                sum.switches += lines_of(&path.to_string_lossy(), &keys);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// Sum of the numbers on the lines of a file that begin with one of `keys`.
+fn lines_of(path: &str, keys: &[&str]) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let number = |line: &str| {
+        let key = keys.iter().find(|key| line.starts_with(**key))?;
+        line[key.len()..]
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
+    };
+    text.lines().filter_map(number).sum()
+}
+
 fn exe_of(pid: Pid) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/exe")).ok()
 }
@@ -93,7 +142,7 @@ fn stat_field(pid: Pid, index: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parent_of, stat_field};
+    use super::{lines_of, parent_of, stat_field};
     use nix::unistd::Pid;
 
     #[test]
@@ -101,5 +150,9 @@ mod tests {
         assert_eq!(parent_of(Pid::this()), Some(Pid::parent()));
         assert!(stat_field(Pid::this(), 11).is_some());
         assert_eq!(stat_field(Pid::from_raw(i32::MAX), 11), None);
+        let status = format!("/proc/{}/status", Pid::this());
+        assert_eq!(lines_of(&status, &["Pid:"]), Pid::this().as_raw() as u64);
+        assert!(lines_of(&status, &["RssAnon:"]) > 0);
+        assert_eq!(lines_of("/nowhere", &["Pid:"]), 0);
     }
 }

@@ -1,0 +1,154 @@
+//! Debian's Samba on the database of the node's daemon, `clustering = yes`: smbd, nmbd and
+//! winbindd of one cluster over one shared directory (spec/client-protocol.md 8).
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::cli::Answer;
+use super::{Flavor, Lab, Node, find_program};
+
+/// The account that exists on all nodes, in root's name.
+pub const PASSWORD: &str = "secret";
+/// Python that knows the system's packages.
+const PYTHON: &str = "/usr/bin/python3";
+/// Two SMB sessions at once; its checks are named in it.
+const CLIENT: &str = include_str!("smb_client.py");
+
+/// What to install.
+pub(super) fn lacks() -> Option<&'static str> {
+    [
+        ("smbd", "package samba"),
+        ("winbindd", "package winbind"),
+        ("smbclient", "package smbclient"),
+    ]
+    .into_iter()
+    .find(|(program, _)| find_program(program).is_none())
+    .map(|(_, package)| package)
+}
+
+impl Node {
+    /// Folder of the node's Samba.
+    pub fn samba_dir(&self) -> PathBuf {
+        self.root().join("clustered-smb")
+    }
+
+    /// The daemons of the node's Samba, with the names of their logs.
+    pub(super) fn samba_daemons(&self) -> Result<Vec<(Command, String)>> {
+        let dir = self.samba_dir();
+        for sub in [
+            "lock", "state", "cache", "pid", "private", "ncalrpc", "nmbd", "log",
+        ] {
+            fs::create_dir_all(dir.join(sub))?;
+        }
+        fs::create_dir_all(self.root().join("run/samba"))?;
+        fs::write(dir.join("smb.conf"), self.samba_conf())?;
+        ["winbindd", "nmbd", "smbd"]
+            .into_iter()
+            .map(|name| {
+                let program = find_program(name).with_context(|| format!("finding {name}"))?;
+                let program = program.to_string_lossy().into_owned();
+                let options = ["-F", "--no-process-group", "--debug-stdout"];
+                let command = self.in_samba(&[&[program.as_str()], &options[..]].concat());
+                Ok((command, format!("{name}.out")))
+            })
+            .collect()
+    }
+
+    /// A command line with the node's run directory where programs look for it, and with the
+    /// databases where its daemon says that they are.
+    fn in_samba(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
+        command.arg(match self.settings().flavor {
+            Flavor::Ours => "mount --bind \"$0/run\" /run\nexec \"$@\"",
+            Flavor::Ctdb => {
+                "mount --bind \"$0/run\" /run\n\
+                 mount --bind \"$0/var/lib/ctdb\" /var/lib/ctdb\nexec \"$@\""
+            }
+        });
+        command.arg(self.root()).args(words);
+        if words[0] != "wbinfo" {
+            command.arg("-s").arg(self.samba_dir().join("smb.conf"));
+        }
+        command
+    }
+
+    /// Runs a program of Samba (`smbstatus`, `net`, `pdbedit`, `wbinfo` ...) on this node.
+    pub fn samba(&self, words: &[&str]) -> Result<Answer> {
+        let start = Instant::now();
+        let out = self.netns().output(&mut self.in_samba(words))?;
+        Ok(Answer {
+            code: out.status.code(),
+            stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+            took: start.elapsed(),
+        })
+    }
+
+    /// Gives root a password of Samba's, on any node for all.
+    pub fn samba_account(&self) -> Result<()> {
+        // The options come last, as everywhere; `$0` is what the outer shell has as first word.
+        let script =
+            format!("printf '%s\\n%s\\n' {PASSWORD} {PASSWORD} | pdbedit -a -u root -t $0 $1");
+        self.samba(&["sh", "-c", &script])?.success().map(drop)
+    }
+
+    fn samba_conf(&self) -> String {
+        let dir = self.samba_dir();
+        let dir = dir.display();
+        let share = self.root().with_file_name("shared");
+        // What the nodes would see of each other in the kernel that they share here is off, so that
+        // conflicts are found by the cluster's databases or not at all.
+        format!(
+            "[global]\n\
+             clustering = yes\n\
+             ctdbd socket = /run/ctdb/ctdbd.socket\n\
+             kernel oplocks = no\n\
+             kernel share modes = no\n\
+             kernel change notify = no\n\
+             posix locking = no\n\
+             netbios name = LAB\n\
+             server role = standalone server\n\
+             map to guest = Bad User\n\
+             guest account = nobody\n\
+             passdb backend = tdbsam\n\
+             registry shares = yes\n\
+             idmap config * : backend = tdb\n\
+             idmap config * : range = 100000-200000\n\
+             smb ports = 445\n\
+             disable spoolss = yes\n\
+             load printers = no\n\
+             printcap name = /dev/null\n\
+             lock directory = {dir}/lock\n\
+             state directory = {dir}/state\n\
+             cache directory = {dir}/cache\n\
+             pid directory = {dir}/pid\n\
+             private dir = {dir}/private\n\
+             ncalrpc dir = {dir}/ncalrpc\n\
+             nmbd:socket dir = {dir}/nmbd\n\
+             log file = {dir}/log/log.%m\n\
+             log level = 1\n\
+             [share]\n\
+             path = {}\n\
+             guest ok = yes\n\
+             read only = no\n",
+            share.display()
+        )
+    }
+}
+
+impl Lab {
+    /// The Python client with two sessions, to be run in the client's namespace: a check's name, and
+    /// two addresses. It prints `ok`.
+    pub fn smb_client(&self, check: &str, first: &str, second: &str) -> Result<Command> {
+        let path = self.dir().join("smb_client.py");
+        fs::write(&path, CLIENT)?;
+        let mut command = Command::new(PYTHON);
+        command.arg(path).args([check, first, second]);
+        Ok(command)
+    }
+}
