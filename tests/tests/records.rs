@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use ctdb_tests::dbclient::work::{self, Plan, Record};
 use ctdb_tests::dbclient::{Kind, Session};
-use ctdb_tests::lab::{Flavor, Lab, lacks, reference};
+use ctdb_tests::lab::{Flavor, Freeze, Lab, Links, lacks, reference};
+use nix::sys::signal::Signal;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -175,4 +176,81 @@ fn steady(flavor: Flavor) {
 #[test]
 fn clients_share_records_of_ctdbs_daemon() {
     steady(Flavor::Ctdb);
+}
+
+#[test]
+fn clients_share_records_of_our_daemon() {
+    steady(Flavor::Ours);
+}
+
+/// What happens to a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    /// The daemon is killed and started again.
+    Kill,
+    /// The daemon is stopped and goes on.
+    Freeze,
+    /// All links are cut, and joined again.
+    Cut,
+}
+
+/// Strikes one node while clients work, and brings it back; the others go on all the while.
+fn strike(lab: &Lab, record: &Record, fault: Fault, victim: u32) -> Result<()> {
+    let others: Vec<u32> = (0..3).filter(|n| *n != victim).collect();
+    progress(lab, record, &[0, 1, 2], 30)?;
+    let node = lab.node(victim);
+    record.may_lose(victim);
+    match fault {
+        Fault::Kill => node.kill_daemon(Signal::SIGKILL)?,
+        Fault::Freeze => node.freeze(Freeze::Daemon)?,
+        Fault::Cut => node.cut_links(Links::All)?,
+    }
+    // Until it is out: nothing of it may be waited for any more.
+    lab.wait(&format!("{fault:?}: node {victim} to be out"), LONG, || {
+        let views = lab.node(others[0]).nodes_seen();
+        views.is_ok_and(|v| v.iter().any(|n| n.pnn == victim && !n.flags.is_empty()))
+    })?;
+    progress(lab, record, &others, 30)?;
+    match fault {
+        Fault::Kill => {
+            node.wait_daemon_exit(LONG)?;
+            node.start_daemon()?;
+        }
+        Fault::Freeze => node.thaw(Freeze::Daemon)?,
+        Fault::Cut => node.restore_links(Links::All)?,
+    }
+    lab.wait_all_healthy(LONG)?;
+    progress(lab, record, &[0, 1, 2], 30)
+}
+
+/// Faults one after another, leader and follower; nothing is lost that must not be.
+#[test]
+fn records_survive_nodes_that_fail() {
+    let lab = lab(Flavor::Ours);
+    let plan = Plan {
+        patience: Duration::from_secs(10),
+        ..plan()
+    };
+    let record = work::run(&lab, &plan, |record| {
+        for (fault, of_leader) in [
+            (Fault::Kill, false),
+            (Fault::Freeze, false),
+            (Fault::Cut, false),
+            (Fault::Kill, true),
+        ] {
+            let leader = lab.node(0).leader_seen()?.context("no leader")?;
+            let victim = if of_leader { leader } else { (leader + 1) % 3 };
+            strike(&lab, record, fault, victim)?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    let verdict = record.verdict().unwrap();
+    println!("{verdict:?}");
+    for trouble in record.troubles() {
+        println!("node {}: {}", trouble.node, trouble.text);
+    }
+    record.judge_transactions(lab.nodes(), &plan).unwrap();
+    files(&lab).unwrap();
+    traverses(&lab, plan.keys).unwrap();
 }

@@ -27,14 +27,20 @@ fn cluster(flavor: Flavor) -> Lab {
     lab
 }
 
-/// One address of each node.
+/// One address of each node, when each has one.
 fn addresses(lab: &Lab) -> BTreeMap<u32, IpAddr> {
-    let owners = lab.node(0).ip_owners().unwrap();
-    let of: BTreeMap<u32, IpAddr> = owners
-        .iter()
-        .filter_map(|(a, o)| Some(((*o)?, *a)))
-        .collect();
-    assert_eq!(of.len(), 3, "{owners:?}");
+    let mut of = BTreeMap::new();
+    lab.wait("an address on every node", LONG, || {
+        of = lab.node(0).ip_owners().map_or_else(
+            |_| BTreeMap::new(),
+            |owners| {
+                let served = owners.into_iter().filter_map(|(a, o)| Some((o?, a)));
+                served.collect()
+            },
+        );
+        of.len() == 3
+    })
+    .unwrap();
     of
 }
 
@@ -188,14 +194,12 @@ fn failover(lab: &Lab, fault: Fault) {
     let address = of[&victim];
     let held = Held::new(lab, of[&keeper], address);
     let node = lab.node(victim);
+    let moved = |to: u32| {
+        let words = ["moveip", &address.to_string(), &to.to_string()];
+        node.ctdb(&words).unwrap().success().unwrap();
+    };
     match fault {
-        Fault::Move => {
-            let to = keeper.to_string();
-            node.ctdb(&["moveip", &address.to_string(), &to])
-                .unwrap()
-                .success()
-                .unwrap();
-        }
+        Fault::Move => moved(keeper),
         Fault::Drain => drop(node.ctdb(&["disable"]).unwrap().success().unwrap()),
         Fault::Kill => node.kill_daemon(nix::sys::signal::Signal::SIGKILL).unwrap(),
         Fault::Power => node.power_loss().unwrap(),
@@ -213,7 +217,7 @@ fn failover(lab: &Lab, fault: Fault) {
     held.check(&format!("{fault:?}"));
     // As it was.
     match fault {
-        Fault::Move => {}
+        Fault::Move => moved(victim),
         Fault::Drain => drop(node.ctdb(&["enable"]).unwrap().success().unwrap()),
         Fault::Kill | Fault::Power => {
             node.stop_service(Service::ClusteredSmb).unwrap();
@@ -234,6 +238,9 @@ fn no_panic(lab: &Lab) {
         for dir in [node.root().join("log"), node.samba_dir().join("log")] {
             for entry in std::fs::read_dir(dir).unwrap() {
                 let path = entry.unwrap().path();
+                if path.is_dir() {
+                    continue;
+                }
                 let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
                 let bad = ["PANIC", "INTERNAL ERROR", "panicked at"];
                 let found = text
@@ -262,4 +269,10 @@ fn everything(flavor: Flavor, faults: &[Fault]) {
 #[test]
 fn samba_on_ctdbs_daemon() {
     everything(Flavor::Ctdb, &[Fault::Move, Fault::Drain, Fault::Kill]);
+}
+
+#[test]
+fn samba_on_our_daemon() {
+    let faults = [Fault::Move, Fault::Drain, Fault::Kill, Fault::Power];
+    everything(Flavor::Ours, &faults);
 }
