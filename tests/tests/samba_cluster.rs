@@ -122,7 +122,7 @@ fn files(lab: &Lab, of: &BTreeMap<u32, IpAddr>) {
 /// Conflicts between two sessions through two nodes.
 fn conflicts(lab: &Lab, of: &BTreeMap<u32, IpAddr>) {
     for (first, second) in [(0, 1), (1, 2), (2, 0)] {
-        for check in ["content", "share-modes", "ranges"] {
+        for check in ["content", "share-modes", "ranges", "oplock", "notify"] {
             let (a, b) = (of[&first].to_string(), of[&second].to_string());
             let mut command = lab.smb_client(check, &a, &b).unwrap();
             let out = lab.client().output(&mut command).unwrap();

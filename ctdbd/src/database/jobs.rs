@@ -144,7 +144,9 @@ impl Jobs {
                 if !std::mem::take(&mut self.replacing) {
                     return Err(Failure::NoReplacement);
                 }
-                self.tdb()?.transaction_commit()?;
+                let tdb = self.tdb()?;
+                tdb.increment_sequence_number()?;
+                tdb.transaction_commit()?;
                 if let Some(lineage) = &mut self.lineage
                     && lineage.damaged().is_some()
                 {
@@ -235,6 +237,9 @@ impl Jobs {
         for change in changes {
             put(&mut transaction, change)?;
         }
+        // Samba's registry looks at the file's sequence number before it trusts what it has read. The
+        // daemon's own handle is not open for counting, as CTDB's is after ENABLE_SEQNUM.
+        transaction.increment_sequence_number()?;
         Ok(transaction.commit()?)
     }
 

@@ -1,9 +1,12 @@
-"""Two SMB sessions through two addresses: file content, share modes, byte ranges, change notify.
+"""Two SMB sessions through two addresses: file content, share modes, byte ranges, change notify,
+oplocks.
 
 usage: smb_client.py CHECK ADDRESS ADDRESS; prints `ok`, or what was wrong, and exits 0 or 1.
 Runs against any server with share `share` and user root, password secret.
 """
 import sys
+import threading
+import time
 
 from impacket import nt_errors
 from impacket import smb3structs as s
@@ -39,16 +42,25 @@ class Session:
 
     def lock(self, handle, offset, length, flags):
         """One range. The library's own method does not work with Python 3."""
-        smb = self.conn.getSMBServer()
         element = s.SMB2_LOCK_ELEMENT()
         element["Offset"], element["Length"], element["Flags"] = offset, length, flags
         lock = s.SMB2Lock()
         lock["FileID"], lock["LockCount"], lock["LockSequence"] = handle, 1, 0
         lock["Locks"] = element.getData()
+        self.receive(self.send(s.SMB2_LOCK, lock))
+
+    def send(self, command, data):
+        """Sends a packet; its number."""
+        smb = self.conn.getSMBServer()
         packet = smb.SMB_PACKET()
-        packet["Command"], packet["TreeID"], packet["Data"] = s.SMB2_LOCK, self.tree, lock
-        answer = smb.recvSMB(smb.sendSMB(packet))
+        packet["Command"], packet["TreeID"], packet["Data"] = command, self.tree, data
+        return smb.sendSMB(packet)
+
+    def receive(self, number):
+        """The answer with that number; an error if it is one."""
+        answer = self.conn.getSMBServer().recvSMB(number)
         answer.isValidAnswer(nt_errors.STATUS_SUCCESS)
+        return answer
 
 
 def status(work, *args):
@@ -122,7 +134,52 @@ def hold(a, b, name):
     other.lock(second, 0, 4, EXCLUSIVE)
 
 
-CHECKS = {"content": content, "share-modes": share_modes, "ranges": ranges, "hold": hold}
+def notify(a, b, name):
+    """A watch of a folder through the first is answered when the second makes a file."""
+    folder = f"of-{name}"
+    a.conn.createDirectory("share", folder)
+    smb = a.conn.getSMBServer()
+    handle = smb.create(
+        a.tree, folder, s.FILE_LIST_DIRECTORY, SHARE_ALL, s.FILE_DIRECTORY_FILE, s.FILE_OPEN, 0)
+    watch = s.SMB2ChangeNotify()
+    watch["FileID"], watch["OutputBufferLength"] = handle, 4096
+    watch["CompletionFilter"] = s.FILE_NOTIFY_CHANGE_FILE_NAME
+    number = a.send(s.SMB2_CHANGE_NOTIFY, watch)
+    told = []
+    wait = threading.Thread(target=lambda: told.append(a.receive(number)), daemon=True)
+    wait.start()
+    # The other node learns of the watch a while after it was set.
+    for turn in range(100):
+        if told:
+            break
+        b.close(b.open(f"{folder}\\{turn}"))
+        time.sleep(0.3)
+    expect("change notify", len(told), 1)
+
+
+def oplock(a, b, name):
+    """An oplock that the first has is broken for the second, whose open waits for that."""
+    smb = a.conn.getSMBServer()
+    handle = smb.create(
+        a.tree, name, ACCESS, SHARE_ALL, 0, s.FILE_OPEN_IF, 0,
+        oplockLevel=s.SMB2_OPLOCK_LEVEL_BATCH)
+    opened = []
+    other = threading.Thread(target=lambda: opened.append(status(b.open, name)), daemon=True)
+    other.start()
+    told = smb.recvSMB(0xFFFFFFFFFFFFFFFF)
+    expect("command", told["Command"], s.SMB2_OPLOCK_BREAK)
+    expect("open before the answer", opened, [])
+    answer = s.SMB2OplockBreakAcknowledgment()
+    answer["FileID"], answer["OplockLevel"] = handle, s.SMB2_OPLOCK_LEVEL_NONE
+    a.receive(a.send(s.SMB2_OPLOCK_BREAK, answer))
+    other.join(30)
+    expect("open after it", opened, ["done"])
+
+
+CHECKS = {
+    "content": content, "share-modes": share_modes, "ranges": ranges, "hold": hold,
+    "notify": notify, "oplock": oplock,
+}
 
 
 def main():
