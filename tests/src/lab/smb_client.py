@@ -168,6 +168,8 @@ def oplock(a, b, name):
     other.start()
     told = smb.recvSMB(0xFFFFFFFFFFFFFFFF)
     expect("command", told["Command"], s.SMB2_OPLOCK_BREAK)
+    # The library takes the server's own message for an answer, and would use its next number twice.
+    smb._Connection["SequenceWindow"] += 1
     expect("open before the answer", opened, [])
     answer = s.SMB2OplockBreakAcknowledgment()
     answer["FileID"], answer["OplockLevel"] = handle, s.SMB2_OPLOCK_LEVEL_NONE
