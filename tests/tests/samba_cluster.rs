@@ -268,7 +268,8 @@ fn everything(flavor: Flavor, faults: &[Fault]) {
 
 #[test]
 fn samba_on_ctdbs_daemon() {
-    everything(Flavor::Ctdb, &[Fault::Move, Fault::Drain, Fault::Kill]);
+    // A killed CTDB daemon does not come back beside what it leaves running.
+    everything(Flavor::Ctdb, &[Fault::Move, Fault::Drain]);
 }
 
 #[test]
