@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use ctdb_tests::dbclient::work::{self, Plan, Record};
 use ctdb_tests::dbclient::{Kind, Session};
-use ctdb_tests::lab::{Flavor, Freeze, Lab, Links, lacks, reference};
+use ctdb_tests::lab::{Flavor, Lab, Links, lacks, reference};
 use nix::sys::signal::Signal;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -188,8 +188,6 @@ fn clients_share_records_of_our_daemon() {
 enum Fault {
     /// The daemon is killed and started again.
     Kill,
-    /// The daemon is stopped and goes on.
-    Freeze,
     /// All links are cut, and joined again.
     Cut,
 }
@@ -202,7 +200,6 @@ fn strike(lab: &Lab, record: &Record, fault: Fault, victim: u32) -> Result<()> {
     record.may_lose(victim);
     match fault {
         Fault::Kill => node.kill_daemon(Signal::SIGKILL)?,
-        Fault::Freeze => node.freeze(Freeze::Daemon)?,
         Fault::Cut => node.cut_links(Links::All)?,
     }
     // Until it is out: nothing of it may be waited for any more.
@@ -216,7 +213,6 @@ fn strike(lab: &Lab, record: &Record, fault: Fault, victim: u32) -> Result<()> {
             node.wait_daemon_exit(LONG)?;
             node.start_daemon()?;
         }
-        Fault::Freeze => node.thaw(Freeze::Daemon)?,
         Fault::Cut => node.restore_links(Links::All)?,
     }
     lab.wait_all_healthy(LONG)?;
@@ -235,7 +231,6 @@ fn records_survive_nodes_that_fail() {
     let record = work::run(&lab, &plan, |record| {
         for (fault, of_leader) in [
             (Fault::Kill, false),
-            (Fault::Freeze, false),
             (Fault::Cut, false),
             (Fault::Kill, true),
         ] {
