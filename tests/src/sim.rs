@@ -11,6 +11,7 @@ mod clock;
 mod faults;
 mod kernel;
 mod links;
+mod lists;
 mod lock;
 mod net;
 mod node;

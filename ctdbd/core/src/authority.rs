@@ -6,6 +6,7 @@
 
 mod election;
 mod evidence;
+mod list;
 mod lock;
 mod right;
 mod witness;
@@ -17,6 +18,7 @@ use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, NodeSet, Pnn, Term
 
 use crate::planted::{Bug, Planted};
 pub use election::Role;
+pub use list::{List, ListStatus};
 pub use lock::{LockNews, LockStatus, LockTimes, Mode};
 pub use right::Right;
 
@@ -90,6 +92,9 @@ pub struct Config {
     /// Q: how many must answer; ⌊n/2⌋ + 1 unless split brain is allowed by configuration.
     /// Without meaning where the lock alone decides.
     pub quorum: usize,
+    /// The list that this node last acted under, by its own record; the cold-start exception is
+    /// only for that one (R10).
+    pub acted_under: Option<NodeSet>,
     /// Profile.
     pub timing: Timing,
     /// Bugs planted by the simulator; none in a daemon.
@@ -106,6 +111,7 @@ impl Config {
             voters,
             mode: Mode::Majority,
             quorum,
+            acted_under: Some(voters),
             timing,
             planted: Planted::default(),
         }
@@ -139,6 +145,8 @@ pub enum Input<'a> {
     Eligible(bool),
     /// What the lock client found out (R20 to R23).
     Lock(LockNews),
+    /// Another nodes list; the coordinator was told before (R24).
+    List(List),
     /// The node leaves: its right ends now and is not renewed, it neither stands nor leads.
     Leave,
 }
@@ -191,6 +199,9 @@ pub(crate) struct Peer {
     pub answered_s: BootTime,
     /// Newest own heartbeat that it answered as the acting holder of the lock.
     pub holder_s: BootTime,
+    /// The list that it uses, by its newest heartbeat, and whether it is settled on it.
+    pub list: NodeSet,
+    pub settled: bool,
     /// Its newest question whether this node acts (R21), by its clock.
     pub asked_at: u64,
     /// It is not answered yet.
@@ -233,6 +244,8 @@ impl Peer {
         stopped: None,
         answered_s: BootTime::ZERO,
         holder_s: BootTime::ZERO,
+        list: NodeSet::EMPTY,
+        settled: false,
         asked_at: 0,
         asks: None,
         promised_s: BootTime::ZERO,
@@ -277,6 +290,9 @@ pub struct Authority {
     pub(crate) virgin: bool,
     pub(crate) role: Role,
     pub(crate) lock: lock::Lock,
+    pub(crate) lists: list::Lists,
+    /// As leader: nodes outside of the list that were answered lately (R25).
+    pub(crate) strangers: NodeSet,
     /// The newest term that this node led.
     pub(crate) led: Option<Term>,
     pub(crate) eligible: bool,
@@ -314,6 +330,8 @@ pub struct Status {
     pub acting: Option<(Term, BootTime)>,
     /// As leader: a voter has voted for a newer term, so only a newer one wins it back.
     pub outdated: bool,
+    /// The nodes list.
+    pub list: ListStatus,
     /// The newest term that this life led; what is not acted in any more is to be renounced.
     pub led: Option<Term>,
     /// Another node claims the lock: stop acting, and say so (R21).
@@ -349,6 +367,8 @@ pub struct PeerStatus {
     pub epoch: u32,
     /// It says that it holds a right.
     pub has_right: bool,
+    /// That incarnation is dead and silent (R19).
+    pub gone: bool,
 }
 
 impl Authority {
@@ -385,6 +405,8 @@ impl Authority {
             virgin: true,
             role: Role::Follower,
             lock: lock::Lock::default(),
+            lists: list::Lists::new(now),
+            strangers: NodeSet::EMPTY,
             led: None,
             eligible: false,
             leaving: false,
@@ -420,6 +442,7 @@ impl Authority {
                 self.eligible = eligible;
             }
             Input::Lock(news) => self.lock_news(now, news, sink),
+            Input::List(list) => self.reload(now, list, sink),
             Input::Leave => self.leave(now, sink),
         }
         self.tick(now, sink);
@@ -450,6 +473,7 @@ impl Authority {
         self.check_right(now);
         self.check_election(now, sink);
         self.check_lock(now, sink);
+        self.check_list(now);
         self.check_evictions(now);
         if now >= self.next_heartbeat {
             self.send_heartbeats(now, sink);
@@ -458,7 +482,14 @@ impl Authority {
     }
 
     fn datagram(&mut self, now: BootTime, from: Pnn, message: &Message, sink: &mut impl Sink) {
-        if !self.config.voters.contains(from) || from == self.config.me || self.leaving {
+        if from == self.config.me || self.leaving {
+            return;
+        }
+        if !self.config.voters.contains(from) {
+            // Who was removed can still say that it is silent (R25).
+            if let Message::Gone { incarnation } = *message {
+                self.gone(now, incarnation);
+            }
             return;
         }
         if now < self.started_at + self.config.timing.settle()
@@ -477,10 +508,16 @@ impl Authority {
                 has_right,
                 leader,
                 evict,
-                ..
+                list,
+                settled,
             } => {
-                if sent_at >= self.peers[from.index()].last_sent_at {
+                let peer = &mut self.peers[from.index()];
+                if sent_at >= peer.last_sent_at {
+                    (peer.list, peer.settled) = (list, settled);
                     self.learn_epoch(now, from, epoch, has_right);
+                }
+                if !self.accepts(now, list, leader.is_some()) {
+                    return; // R26.
                 }
                 self.witness(now, from, sent_at, leader, evict, sink);
             }
@@ -508,8 +545,15 @@ impl Authority {
                 );
             }
             Message::VoteRequest {
-                term, pre, sent_at, ..
+                term,
+                pre,
+                sent_at,
+                list,
             } => {
+                if !self.accepts(now, list, false) {
+                    return; // R26.
+                }
+
                 self.vote_request(now, from, term, pre, sent_at, sink);
             }
             Message::Vote {
@@ -570,7 +614,7 @@ impl Authority {
     }
 
     fn session(&mut self, now: BootTime, pnn: Pnn, incarnation: Incarnation) {
-        if !self.config.voters.contains(pnn) || pnn == self.config.me {
+        if pnn == self.config.me {
             return;
         }
         let peer = &mut self.peers[pnn.index()];
@@ -587,7 +631,8 @@ impl Authority {
             peer.report = None;
         }
         // Greet at once, so that a cluster starts in round trips and not in intervals.
-        if now >= self.started_at + self.config.timing.settle() {
+        if now >= self.started_at + self.config.timing.settle() && self.config.voters.contains(pnn)
+        {
             self.next_heartbeat = now;
         }
     }
@@ -632,7 +677,7 @@ impl Authority {
             leader,
             evict,
             list: self.config.voters,
-            settled: true,
+            settled: self.list_settled(now),
         };
         self.broadcast(&message, sink);
     }
@@ -645,7 +690,7 @@ impl Authority {
         }
     }
 
-    fn leave(&mut self, now: BootTime, sink: &mut impl Sink) {
+    pub(crate) fn leave(&mut self, now: BootTime, sink: &mut impl Sink) {
         self.resign(now, sink);
         self.leaving = true;
         self.eligible = false;
@@ -694,7 +739,8 @@ impl Authority {
     /// The copy for the main loop.
     pub fn status(&self, now: BootTime) -> Status {
         let mut peers = [PeerStatus::default(); MAX_NODES];
-        for pnn in self.config.voters.iter() {
+        let known = self.config.voters.iter().chain(self.strangers.iter());
+        for pnn in known {
             let peer = &self.peers[pnn.index()];
             peers[pnn.index()] = PeerStatus {
                 incarnation: peer.incarnation,
@@ -707,6 +753,7 @@ impl Authority {
                 evidence_epoch: peer.evidence_epoch,
                 epoch: peer.epoch,
                 has_right: peer.has_right,
+                gone: peer.gone != Incarnation::NONE && peer.gone == peer.incarnation,
             };
         }
         Status {
@@ -720,6 +767,7 @@ impl Authority {
             leader: self.known_leader(now),
             acting: self.acting(now),
             outdated: self.is_fenced_off(now),
+            list: self.list_status(now),
             led: self.led,
             claimed: self.claimed_by_other(),
             lock_wanted: self.lock_wanted(now),

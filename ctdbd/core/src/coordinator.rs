@@ -11,10 +11,10 @@ use ctdb_wire::ids::{
 use ctdb_wire::peer::{HolderState, NodeInfo, PeerFrame, Placement};
 
 use crate::allocation::Policy;
-use crate::authority::{Books, Status};
+use crate::authority::{Books, List, Status};
 use crate::holder::{Holder, Work};
 use crate::leader::{Leader, Situation};
-use crate::planted::Planted;
+use crate::planted::{Bug, Planted};
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -69,6 +69,15 @@ pub enum Input {
     Move(IpAddr, Pnn),
     /// The leader's tunables.
     Policy(Policy),
+    /// Another nodes list; the detector is told afterwards (R24).
+    List {
+        /// Voters and quorum.
+        list: List,
+        /// Place holders in the list.
+        deleted: NodeSet,
+        /// Lines that take a number.
+        list_length: usize,
+    },
 }
 
 /// What the main loop wants done, in order.
@@ -225,6 +234,18 @@ impl Coordinator {
                     leader.move_address(address, to);
                 }
             }
+            Input::List {
+                list,
+                deleted,
+                list_length,
+            } => {
+                self.config.voters = list.voters;
+                self.config.deleted = deleted;
+                self.config.list_length = list_length;
+                if let Some(leader) = &mut self.leader {
+                    leader.reload(list.voters);
+                }
+            }
             Input::Policy(policy) => {
                 self.policy = policy;
                 if let Some(leader) = &mut self.leader {
@@ -274,7 +295,9 @@ impl Coordinator {
     /// Whether this node may act as leader: active, and with the capability. The shell tells the
     /// detector so after the coordinator has been told, never before (R9).
     pub fn may_lead(&self) -> bool {
-        self.info.capabilities.leader && !self.info.flags.is_inactive()
+        self.info.capabilities.leader
+            && !self.info.flags.is_inactive()
+            && self.config.voters.contains(self.config.me)
     }
 
     fn frame(&mut self, now: BootTime, from: Pnn, frame: PeerFrame, out: &mut Vec<Effect>) {
@@ -363,6 +386,9 @@ impl Coordinator {
     /// The term that the main loop may act in at `now` (R7).
     pub fn acting(&self, now: BootTime) -> Option<Term> {
         let (term, until) = self.status.as_ref()?.acting?;
+        if self.config.planted.has(Bug::OutgoingLeader) {
+            return Some(term);
+        }
         let given_up = self.renounced.is_some_and(|old| term <= old);
         (now < until && !given_up).then_some(term)
     }

@@ -141,6 +141,9 @@ pub struct Leader {
     last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
     /// Of the step before.
     now: BootTime,
+    voters: NodeSet,
+    /// A quorum has said whom it answered lately, nodes outside of the list included (R25).
+    surveyed: bool,
     /// So many hosts must obey.
     quorum: usize,
     planted: Planted,
@@ -163,6 +166,8 @@ impl Leader {
             shown_version: 0,
             last_inputs: None,
             now: BootTime::ZERO,
+            voters: hosts,
+            surveyed: false,
             quorum,
             planted,
         }
@@ -252,9 +257,36 @@ impl Leader {
         }
     }
 
+    /// R24, R25: a new node is unknown; one that is removed stays until it is known to have no
+    /// right.
+    pub fn reload(&mut self, voters: NodeSet) {
+        self.voters = voters;
+        self.surveyed = false;
+        for pnn in voters.iter() {
+            self.hosts.entry(pnn).or_insert_with(Host::unknown);
+        }
+        self.dirty = true;
+    }
+
+    fn follow_list(&mut self, status: &Status) {
+        let (voters, strangers) = (self.voters, status.list.strangers);
+        self.surveyed = status.list.voters == voters && status.list.surveyed;
+        for pnn in strangers.iter() {
+            self.hosts.entry(pnn).or_insert_with(Host::unknown);
+        }
+        if self.surveyed {
+            // Nobody of a quorum has answered the others for L + m.
+            let before = self.hosts.len();
+            self.hosts
+                .retain(|pnn, _| voters.contains(*pnn) || strangers.contains(*pnn));
+            self.dirty |= self.hosts.len() != before;
+        }
+    }
+
     /// R12: hosts that the detector proved to have no right; R17: those that have shown a newer
     /// epoch than the one that their STATE spoke of.
     pub fn evidence(&mut self, now: BootTime, status: &Status) {
+        self.follow_list(status);
         for (pnn, host) in &mut self.hosts {
             let peer = &status.peers[pnn.index()];
             if host.know == Know::Known
@@ -365,7 +397,7 @@ impl Leader {
     /// Whether no host is unknown, so that addresses that nobody holds may be assigned.
     pub fn complete(&self) -> bool {
         self.planted.has(Bug::SilenceIsExpiry)
-            || self.hosts.values().all(|host| host.know != Know::Unknown)
+            || self.surveyed && self.hosts.values().all(|host| host.know != Know::Unknown)
     }
 
     fn allocate(&mut self, situation: &Situation) {
@@ -522,10 +554,11 @@ impl Leader {
             .iter()
             .filter(|(address, to)| {
                 **to == pnn
-                    && !self
-                        .hosts
-                        .iter()
-                        .any(|(other, host)| *other != pnn && host.may.contains(*address))
+                    && (self.planted.has(Bug::GrantBeforeDone)
+                        || !self
+                            .hosts
+                            .iter()
+                            .any(|(other, host)| *other != pnn && host.may.contains(*address)))
             })
             .map(|(address, _)| *address)
             .collect()

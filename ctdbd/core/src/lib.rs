@@ -13,3 +13,4 @@ pub mod holder;
 pub mod leader;
 pub mod local;
 pub mod planted;
+pub mod reload;

@@ -25,11 +25,18 @@ pub enum Bug {
     SettleSkipped,
     ClaimKept,
     HolderOutlivesProof,
+    AnyList,
+    RemovedForgotten,
+    FreshWhateverTheList,
+    OutgoingLeader,
+    NestedElection,
+    GoodbyeReplayed,
+    GrantBeforeDone,
 }
 
 impl Bug {
     /// All of them, for the simulator's command line.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 26] = [
         Self::RightFromReceivingTime,
         Self::SilenceIsExpiry,
         Self::NoAbstention,
@@ -49,6 +56,13 @@ impl Bug {
         Self::SettleSkipped,
         Self::ClaimKept,
         Self::HolderOutlivesProof,
+        Self::AnyList,
+        Self::RemovedForgotten,
+        Self::FreshWhateverTheList,
+        Self::OutgoingLeader,
+        Self::NestedElection,
+        Self::GoodbyeReplayed,
+        Self::GrantBeforeDone,
     ];
 }
 

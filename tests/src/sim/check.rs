@@ -115,7 +115,7 @@ impl World {
         let quorum = if self.options.authority == Authority::Lock {
             1
         } else {
-            self.hosts.len() / 2 + 1
+            self.list.len() / 2 + 1
         };
         if self.check.good.len() < quorum {
             return Vec::new();

@@ -76,6 +76,8 @@ pub enum Fault {
     Move { address: usize, to: usize },
     /// `ctdb ipreallocate` and forced rebalance.
     Reallocate { nodes: u64 },
+    /// A node is added to the nodes list, or removed.
+    Reload { node: usize },
     /// The lock service answers nobody, or not this node.
     LockHangs { length: Duration },
     /// Its holder loses it without being told.
@@ -101,6 +103,8 @@ pub struct Plan {
     mean: Duration,
     /// Longest drift, in millionths.
     drift: i64,
+    /// The nodes list changes.
+    pub lists: bool,
     /// V of the cluster lock.
     pub validity: Duration,
     /// Whether some nodes are left behind a broken network or without power at the end.
@@ -109,7 +113,7 @@ pub struct Plan {
     focus: usize,
 }
 
-const KINDS: usize = 20;
+const KINDS: usize = 21;
 
 impl Plan {
     /// Nothing goes wrong.
@@ -118,6 +122,7 @@ impl Plan {
             weights: [0; KINDS],
             mean: Duration::MAX,
             drift: 0,
+            lists: false,
             validity: Duration::from_secs(5),
             rough_end: false,
             focus: 0,
@@ -149,8 +154,11 @@ impl World {
         plan.rough_end = rng.random_bool(0.5);
         plan.validity = Duration::from_millis([1000, 2000, 5000][rng.random_range(0..3)]);
         if options.authority == Authority::Majority {
-            plan.weights[17..].fill(0);
+            plan.weights[17..20].fill(0);
         }
+        let lists = options.authority != Authority::Lock && nodes > 2 && rng.random_bool(0.25);
+        plan.weights[20] = if lists { 10 } else { 0 };
+        let spare = rng.random_range(0..=nodes - 2.min(nodes)).min(2);
         let ms = Duration::from_millis;
         world.habits.wakeup = [ms(1) / 20, ms(1), ms(8)][rng.random_range(0..3)];
         world.habits.take = [ms(2), ms(10), ms(300)][rng.random_range(0..3)];
@@ -187,6 +195,9 @@ impl World {
             world.schedule(Real(0) + wait, Event::Start { node });
         }
         world.plan = plan;
+        if lists {
+            world.start_of_lists(spare);
+        }
         let chaos_end = Real(0) + options.chaos;
         world.schedule(Real(0) + ms(3000), Event::Chaos);
         world.schedule(chaos_end, Event::Quiet);
@@ -372,6 +383,7 @@ impl World {
                 length: self.some_time(),
             },
             18 => Fault::LockExpires,
+            20 => Fault::Reload { node },
             19 => Fault::LockCut {
                 node,
                 cut: self.rng.random_bool(0.5),
@@ -496,6 +508,7 @@ impl World {
                     self.give(node, Item::Reallocate(NodeSet(nodes)));
                 }
             }
+            Fault::Reload { node } => self.reload_list(node),
             Fault::LockHangs { length } => {
                 self.lock.hangs_until = self.lock.hangs_until.max(now + length);
             }
@@ -559,7 +572,7 @@ impl World {
         Some((daemon.incarnation, daemon.sessions))
     }
 
-    fn crash(&mut self, node: usize, guard: bool) {
+    pub fn crash(&mut self, node: usize, guard: bool) {
         let boot = self.hosts[node].boot;
         let Some((incarnation, peers)) = self.die(node) else {
             return;
@@ -754,6 +767,7 @@ impl World {
                 self.lock.holder = None;
             }
         }
+        self.end_of_lists(&mut good);
         self.say(|| format!("--- faults are over; good {good:?}"));
         self.check.good = good;
         self.check.quiet_since = Some(self.now);

@@ -27,6 +27,19 @@ impl World {
         let pause = Duration::from_millis(self.rng.random_range(100..500));
         let again = self.now + pause;
         self.schedule(again, Event::Dial { a, b });
+        // Only who stands in both lists is dialled and let in.
+        let listed = |node: usize, peer: usize| {
+            self.hosts[node].daemon.as_ref().is_some_and(|daemon| {
+                daemon
+                    .coordinator
+                    .config()
+                    .voters
+                    .contains(super::world::pnn(peer))
+            })
+        };
+        if !listed(a, b) || !listed(b, a) {
+            return;
+        }
         if self.believed(a, b).is_some() && self.believed(a, b) == self.believed(b, a) {
             return;
         }

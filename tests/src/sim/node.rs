@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use ctdb_core::authority::{Authority, Books, LockNews, Sink, Status};
+use ctdb_core::authority::{Authority, Books, List, LockNews, Sink, Status};
 use ctdb_core::coordinator::{Coordinator, Effect};
 use ctdb_core::holder::Work;
 use ctdb_wire::heartbeat::Message;
@@ -61,6 +61,10 @@ pub struct Host {
     pub interrupt: Option<Interrupt>,
     /// Addresses whose interface is bad.
     pub bad: Vec<bool>,
+    /// Its nodes file.
+    pub file: NodeSet,
+    /// The record of the list that it acted under (R10).
+    pub acted_under: Option<NodeSet>,
     /// Lives so far.
     pub lives: u64,
     /// Nobody starts it again.
@@ -83,6 +87,7 @@ pub enum Command {
     Eligible(bool),
     Books(Books),
     Lock(LockNews),
+    List(List),
     Leave,
     SayGone,
 }
@@ -103,6 +108,8 @@ pub enum Item {
     LockSaid(Option<LockNews>),
     /// What the client found by itself.
     Lock(LockNews),
+    /// The nodes file is to be read again.
+    List(NodeSet),
     Stop,
 }
 

@@ -133,6 +133,8 @@ pub struct Stats {
     pub elections: u64,
     /// Grants given.
     pub grants: u64,
+    /// Changes of the nodes list.
+    pub reloads: u64,
     /// Faults injected.
     pub faults: u64,
     /// From the end of the faults until all addresses were served, in milliseconds.

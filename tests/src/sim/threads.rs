@@ -157,6 +157,7 @@ impl World {
                     }
                     Command::Eligible(eligible) => authority::Input::Eligible(eligible),
                     Command::Books(books) => authority::Input::Books(books),
+                    Command::List(list) => authority::Input::List(list),
                     Command::Lock(news) => authority::Input::Lock(news),
                     Command::Leave => authority::Input::Leave,
                     Command::SayGone => {
@@ -294,6 +295,7 @@ impl World {
             || old.lock_wanted != status.lock_wanted
             || old.led != status.led
             || old.claimed != status.claimed
+            || old.list != status.list
             || old.peers.iter().zip(&status.peers).any(|(x, y)| {
                 x.incarnation != y.incarnation
                     || x.suspected != y.suspected
@@ -425,7 +427,7 @@ impl World {
     }
 
     /// Hands an input to the coordinator; false if the daemon was stopped meanwhile.
-    fn feed(&mut self, node: usize, input: Input) -> bool {
+    pub fn feed(&mut self, node: usize, input: Input) -> bool {
         let now = self.local(node);
         let Some(daemon) = self.daemon(node) else {
             return false;
@@ -485,13 +487,10 @@ impl World {
                 let news = self.lock_read(node, news);
                 news.is_none_or(|news| self.item(node, Item::Lock(news)))
             }
+            Item::List(voters) => self.reload_daemon(node, voters),
             Item::Lock(news) => {
                 self.say(|| format!("node {node}: lock {news:?}"));
-                if let Some(daemon) = self.daemon(node) {
-                    daemon.commands.push_back(Command::Lock(news));
-                }
-                let at = self.now;
-                self.wake_detector(node, at);
+                self.command(node, Command::Lock(news));
                 true
             }
             Item::Stop => {
@@ -506,6 +505,15 @@ impl World {
                 true
             }
         }
+    }
+
+    /// Tells the detector.
+    pub fn command(&mut self, node: usize, command: Command) {
+        if let Some(daemon) = self.daemon(node) {
+            daemon.commands.push_back(command);
+        }
+        let at = self.now;
+        self.wake_detector(node, at);
     }
 
     /// What the daemon's shell does by itself: its description, eligibility, leaving.
@@ -530,6 +538,7 @@ impl World {
             return false;
         }
         self.tend_lock(node);
+        self.keep_record(node);
         let Some(daemon) = self.daemon(node) else {
             return false;
         };

@@ -136,6 +136,8 @@ pub struct World {
     pub hosts: Vec<Host>,
     pub net: Net,
     pub lock: super::lock::Service,
+    /// The newest nodes list.
+    pub list: NodeSet,
     pub addresses: Vec<IpAddr>,
     pub habits: Habits,
     pub plan: Plan,
@@ -160,6 +162,7 @@ impl World {
             hosts: Vec::new(),
             net: Net::new(nodes),
             lock: super::lock::Service::default(),
+            list: (0..nodes).map(pnn).collect(),
             addresses: (0..addresses)
                 .map(|i| IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1)))
                 .collect(),
@@ -199,6 +202,8 @@ impl World {
                 held: Vec::new(),
                 interrupt: None,
                 bad: vec![false; addresses],
+                file: (0..nodes).map(pnn).collect(),
+                acted_under: Some((0..nodes).map(pnn).collect()),
                 lives: 0,
                 stays_down: false,
             });
@@ -347,20 +352,25 @@ impl World {
         }
     }
 
-    /// Starts a daemon, if there is none.
-    pub fn start(&mut self, node: usize) {
-        let planted = self.options.bug.map_or_else(Planted::default, Planted::one);
-        let voters: NodeSet = (0..self.hosts.len()).map(pnn).collect();
-        let incarnation = Incarnation(self.rng.random::<u64>() | 1);
-        let (now, timing) = (self.now, self.timing);
+    /// What decides, with its times.
+    pub fn mode(&self) -> authority::Mode {
         let times = self.lock_times();
-        let mode = match self.options.authority {
+        match self.options.authority {
             Decides::Majority => authority::Mode::Majority,
             Decides::Lock => authority::Mode::Lock(times),
             Decides::Both => authority::Mode::Both(times),
-        };
+        }
+    }
+
+    /// Starts a daemon, if there is none.
+    pub fn start(&mut self, node: usize) {
+        let planted = self.options.bug.map_or_else(Planted::default, Planted::one);
+        let (voters, nodes) = (self.hosts[node].file, self.hosts.len());
+        let incarnation = Incarnation(self.rng.random::<u64>() | 1);
+        let (now, timing) = (self.now, self.timing);
+        let mode = self.mode();
         let host = &mut self.hosts[node];
-        if !host.powered || host.daemon.is_some() || host.stays_down {
+        if !host.powered || host.daemon.is_some() || host.stays_down || !voters.contains(host.pnn) {
             return;
         }
         host.lives += 1;
@@ -372,6 +382,7 @@ impl World {
         let mut config = authority::Config::majority(host.pnn, incarnation, voters, timing);
         config.planted = planted;
         config.mode = mode;
+        config.acted_under = host.acted_under.take();
         let authority = Authority::new(config, local);
         let info = NodeInfo {
             flags: NodeFlags::UNHEALTHY,
@@ -399,7 +410,7 @@ impl World {
                     voters.len() / 2 + 1
                 },
                 deleted: NodeSet::EMPTY,
-                list_length: voters.len(),
+                list_length: nodes,
                 give_up: Duration::from_secs(10),
                 home_nodes: BTreeMap::new(),
                 failover_disabled: false,
@@ -417,7 +428,7 @@ impl World {
             coordinator,
             socket: std::collections::VecDeque::new(),
             commands: std::collections::VecDeque::new(),
-            sessions: vec![Incarnation::NONE; voters.len()],
+            sessions: vec![Incarnation::NONE; nodes],
             detector_effects: std::collections::VecDeque::new(),
             news: true,
             detector_due: (Real::NEVER, 0),
@@ -425,7 +436,7 @@ impl World {
             wakeups: 0,
             inbox: std::collections::VecDeque::new(),
             main_effects: std::collections::VecDeque::new(),
-            links: vec![None; voters.len()],
+            links: vec![None; nodes],
             info,
             eligible: None,
             books: authority::Books::default(),

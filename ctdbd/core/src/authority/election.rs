@@ -66,10 +66,10 @@ impl Authority {
 
     /// R10's exception: every configured node said, to this life, that it has done nothing.
     fn fresh_cluster(&self) -> bool {
-        self.config
-            .voters
-            .iter()
-            .all(|pnn| pnn == self.config.me || self.peers[pnn.index()].virgin)
+        let same = self.config.acted_under == Some(self.config.voters)
+            || self.config.planted.has(Bug::FreshWhateverTheList);
+        let mut voters = self.config.voters.iter();
+        same && voters.all(|pnn| pnn == self.config.me || self.peers[pnn.index()].virgin)
     }
 
     /// Whether a promise to `term` is allowed.
@@ -84,6 +84,11 @@ impl Authority {
             && !self.config.planted.has(Bug::NoTermFence)
         {
             return false;
+        }
+        if self.config.planted.has(Bug::NestedElection)
+            && matches!(self.role, Role::Candidate { .. })
+        {
+            return true;
         }
         self.promise.is_none_or(|promise| {
             now >= promise.until

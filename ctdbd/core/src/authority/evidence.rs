@@ -19,6 +19,7 @@ impl Authority {
             .voters
             .iter()
             .filter(|pnn| self.peers[pnn.index()].evicted_since.is_some())
+            .chain(self.strangers().iter())
             .collect()
     }
 
@@ -37,6 +38,7 @@ impl Authority {
             peer.evidence = None;
             peer.report = None;
         }
+        self.strangers = NodeSet::EMPTY;
     }
 
     /// Starts evictions of nodes that have not answered for L (who is heard but does not hear
@@ -46,6 +48,7 @@ impl Authority {
         let Role::Leader { elected_at, .. } = self.role else {
             return;
         };
+        self.note_own_strangers(now);
         if self.acting(now).is_none() || now < self.grace_until {
             return;
         }
@@ -116,6 +119,10 @@ impl Authority {
         if self.config.mode.lock_alone() {
             return;
         }
+        self.note_strangers(|_, pnn| match report.ages[pnn.index()] {
+            AGE_INFINITE => None,
+            ms => Some(u64::from(ms)),
+        });
         let sent_at = report.sent_at;
         // R13: ages that came before the election are not evidence.
         if sent_at < elected_at {

@@ -137,7 +137,7 @@ impl Cluster {
             term,
             pre,
             sent_at: 1,
-            list: NodeSet(u64::MAX),
+            list: NodeSet(7),
         };
         self.handle(
             node,
@@ -184,7 +184,7 @@ fn a_starting_daemon_is_silent_for_the_queue() {
         has_right: true,
         leader: None,
         evict: NodeSet::EMPTY,
-        list: NodeSet(u64::MAX),
+        list: NodeSet(7),
         settled: true,
     };
     cluster.now = cluster.now + settle - ms(1);

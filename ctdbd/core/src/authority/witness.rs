@@ -72,11 +72,14 @@ impl Authority {
     }
 
     fn stopped_set(&self, now: BootTime) -> NodeSet {
-        self.config
+        let stopped: NodeSet = self
+            .config
             .voters
             .iter()
             .filter(|pnn| self.stopped(now, *pnn))
-            .collect()
+            .collect();
+        // Nobody outside of the list is answered (R25).
+        NodeSet(stopped.0 | !self.config.voters.0)
     }
 
     /// R11: time since the last answer, at most this life's length; infinite if that answer
@@ -89,13 +92,17 @@ impl Authority {
         {
             return u64::MAX;
         }
+        if !self.config.voters.contains(pnn) && peer.answered_at == BootTime::ZERO {
+            // R25: what an earlier life of this witness answered is over when it promises again.
+            return u64::MAX;
+        }
         let since = peer.answered_at.max(self.started_at);
         now.0.saturating_sub(since.0)
     }
 
     fn ages(&self, now: BootTime) -> Ages {
         let mut ages = [0; MAX_NODES];
-        for pnn in self.config.voters.iter() {
+        for pnn in NodeSet(u64::MAX).iter() {
             ages[pnn.index()] = match self.age_nanos(now, pnn) {
                 u64::MAX => AGE_INFINITE,
                 nanos => (nanos / 1_000_000).min(u64::from(AGE_INFINITE - 1)) as u16,
@@ -107,13 +114,17 @@ impl Authority {
     /// R19: the guard of a dead daemon speaks, after its deadline has ended, or the leader
     /// forwards it. It ends promises to, and ages for, that incarnation only.
     pub(super) fn gone(&mut self, now: BootTime, incarnation: Incarnation) {
-        let dead = self.config.voters.iter().find(|pnn| {
+        let replayed = self.config.planted.has(Bug::GoodbyeReplayed);
+        let dead = NodeSet(u64::MAX).iter().find(|pnn| {
+            let peer = &self.peers[pnn.index()];
             incarnation != Incarnation::NONE
                 && *pnn != self.config.me
-                && self.peers[pnn.index()].incarnation == incarnation
+                && (peer.incarnation == incarnation
+                    || replayed && peer.answered_incarnation == incarnation)
         });
         let Some(dead) = dead else { return };
         let peer = &mut self.peers[dead.index()];
+        let incarnation = peer.incarnation;
         if peer.gone == incarnation {
             return;
         }
@@ -127,7 +138,7 @@ impl Authority {
             self.leader_heard_at = BootTime::ZERO;
             self.schedule_stand(now);
         }
-        if self.is_leader() {
+        if self.is_leader() && self.config.voters.contains(dead) {
             self.begin_eviction(now, dead);
             self.next_heartbeat = now;
         }

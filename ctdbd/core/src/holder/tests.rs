@@ -27,6 +27,11 @@ fn epoch(number: u32) -> Epoch {
 fn status(number: u32, held: bool, leader: Option<u64>) -> Status {
     let now = BootTime::from_millis(1_000);
     Status {
+        list: crate::authority::ListStatus {
+            surveyed: true,
+            voters: ctdb_wire::ids::NodeSet(7),
+            ..Default::default()
+        },
         led: None,
         claimed: false,
         lock_wanted: false,

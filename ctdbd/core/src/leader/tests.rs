@@ -57,6 +57,11 @@ impl Desk {
         }
         let now = at(0);
         let status = Status {
+            list: crate::authority::ListStatus {
+                surveyed: true,
+                voters: NodeSet(7),
+                ..Default::default()
+            },
             led: None,
             claimed: false,
             lock_wanted: false,

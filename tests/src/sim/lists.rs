@@ -1,0 +1,142 @@
+//! Nodes lists: what stands in the files, and the operator who changes them, one node at a time.
+
+use ctdb_core::authority::List;
+use ctdb_core::reload;
+use ctdb_wire::ids::NodeSet;
+use rand::Rng as _;
+
+use super::node::Item;
+use super::world::World;
+
+/// The list with its quorum.
+fn list_of(voters: NodeSet) -> List {
+    let quorum = voters.len() / 2 + 1;
+    List { voters, quorum }
+}
+
+impl World {
+    /// `ctdb nodes reload`: the leader's node first, then all that can be reached. Files of
+    /// machines that are down, or that the operator does not reach, stay as they are.
+    pub fn reload_list(&mut self, node: usize) {
+        let pnn = super::world::pnn(node);
+        let mut voters = self.list;
+        if voters.contains(pnn) {
+            voters.remove(pnn);
+        } else {
+            voters.insert(pnn);
+        }
+        if voters.len() < 2 {
+            return;
+        }
+        let leader = (0..self.hosts.len()).find(|index| {
+            let local = self.local(*index);
+            let daemon = self.hosts[*index].daemon.as_ref();
+            daemon.is_some_and(|daemon| daemon.coordinator.acting(local).is_some())
+        });
+        let Some(leader) = leader.filter(|leader| *leader != node) else {
+            return;
+        };
+        let list = list_of(voters);
+        let mode = self.mode();
+        let refused = match &self.hosts[leader].daemon {
+            Some(daemon) => reload::check(&daemon.published, mode, &list).err(),
+            None => return,
+        };
+        if let Some(refused) = refused {
+            self.say(|| format!("operator: {refused}"));
+            return;
+        }
+        self.say(|| format!("operator: list is {voters:?}"));
+        self.list = voters;
+        self.stats.reloads += 1;
+        self.write_list(leader, voters);
+        for index in (0..self.hosts.len()).filter(|index| *index != leader) {
+            if self.hosts[index].powered && self.rng.random_bool(0.9) {
+                self.write_list(index, voters);
+            }
+        }
+    }
+
+    /// The file is written, and the daemon reads it.
+    fn write_list(&mut self, node: usize, voters: NodeSet) {
+        self.hosts[node].file = voters;
+        self.give(node, Item::List(voters));
+        if self.hosts[node].daemon.is_none() && voters.contains(super::world::pnn(node)) {
+            let at = self.now + std::time::Duration::from_millis(30);
+            self.schedule(at, super::world::Event::Start { node });
+        }
+    }
+
+    /// The main loop reloads; false if the daemon was stopped meanwhile.
+    pub fn reload_daemon(&mut self, node: usize, voters: NodeSet) -> bool {
+        let list = list_of(voters);
+        let mode = self.mode();
+        let Some(daemon) = self.hosts[node].daemon.as_deref_mut() else {
+            return false;
+        };
+        if let Err(refused) = reload::check(&daemon.published, mode, &list) {
+            self.say(|| format!("node {node}: reload refused: {refused}"));
+            return true;
+        }
+        // The record is removed before another list counts (R10).
+        self.hosts[node].acted_under = None;
+        let input = ctdb_core::coordinator::Input::List {
+            list,
+            deleted: NodeSet::EMPTY,
+            list_length: self.hosts.len(),
+        };
+        if !self.feed(node, input) {
+            return false;
+        }
+        self.command(node, super::node::Command::List(list));
+        if !voters.contains(super::world::pnn(node)) {
+            self.give(node, Item::Stop);
+        }
+        true
+    }
+
+    /// The record of the list that was acted under, when that is certain.
+    pub fn keep_record(&mut self, node: usize) {
+        let host = &mut self.hosts[node];
+        let Some(daemon) = &host.daemon else { return };
+        let status = &daemon.published;
+        if status.list.settled && status.leader.is_some() && host.acted_under.is_none() {
+            host.acted_under = Some(status.list.voters);
+        }
+    }
+
+    /// Faults are over: the operator brings all files and daemons to the newest list.
+    pub fn end_of_lists(&mut self, good: &mut Vec<usize>) {
+        if !self.plan.lists {
+            return;
+        }
+        good.retain(|node| self.list.contains(super::world::pnn(*node)));
+        let voters = self.list;
+        for node in 0..self.hosts.len() {
+            let stale = self.hosts[node]
+                .daemon
+                .as_ref()
+                .is_some_and(|daemon| daemon.coordinator.config().voters != voters);
+            self.hosts[node].file = voters;
+            if stale && good.contains(&node) {
+                self.crash(node, true);
+            }
+            if !voters.contains(super::world::pnn(node)) {
+                self.crash(node, true);
+                self.hosts[node].stays_down = true;
+            }
+        }
+    }
+
+    /// What is drawn for a run with changing lists.
+    pub fn start_of_lists(&mut self, spare: usize) {
+        self.plan.lists = true;
+        let nodes = self.hosts.len();
+        let all: NodeSet = (0..nodes - spare).map(super::world::pnn).collect();
+        self.list = all;
+        for host in &mut self.hosts {
+            host.file = all;
+            host.acted_under = Some(all);
+        }
+    }
+}
