@@ -8,6 +8,7 @@
 
 mod check;
 mod clock;
+mod coverage;
 mod faults;
 mod kernel;
 mod links;
@@ -21,6 +22,7 @@ mod threads;
 mod trace;
 mod world;
 
+pub use coverage::Coverage;
 pub use options::{Authority, Options, Outcome, Profile, Stats, Violation};
 pub use scenario::{Bound, bounds};
 

@@ -250,6 +250,26 @@ fn finds_a_settle_that_is_skipped() {
 }
 
 #[test]
+fn finds_an_outgoing_leader_that_goes_on() {
+    finds(Bug::OutgoingLeader, "MEM-1", 500);
+}
+
+#[test]
+fn finds_an_address_granted_before_its_old_owner_is_silent() {
+    finds(Bug::GrantBeforeDone, "ADDR-1", 500);
+}
+
+#[test]
+fn finds_a_late_tick_that_accuses() {
+    finds(Bug::LateTickAccuses, "ACCUSE", 1000);
+}
+
+#[test]
+fn finds_a_removed_node_that_is_forgotten() {
+    finds(Bug::RemovedForgotten, "ADDR-1", 1000);
+}
+
+#[test]
 fn seven_nodes_and_short_faults() {
     let options = |seed| Options {
         nodes: Some(7),

@@ -445,7 +445,10 @@ impl Authority {
             Input::List(list) => self.reload(now, list, sink),
             Input::Leave => self.leave(now, sink),
         }
-        self.tick(now, sink);
+        // Whose answer may still wait in a socket is not accused: the shell ticks when it has
+        // emptied them.
+        let accuse = matches!(input, Input::Tick) || self.config.planted.has(Bug::LateTickAccuses);
+        self.tick(now, accuse, sink);
     }
 
     /// When [`Input::Tick`] is due next.
@@ -460,7 +463,7 @@ impl Authority {
         next.max(BootTime(self.last_tick.0 + 1))
     }
 
-    fn tick(&mut self, now: BootTime, sink: &mut impl Sink) {
+    fn tick(&mut self, now: BootTime, accuse: bool, sink: &mut impl Sink) {
         let timing = self.config.timing;
         if now.since(self.last_tick) > timing.interval * 3 {
             // Late ourselves: what others sent may still wait in our sockets.
@@ -474,7 +477,9 @@ impl Authority {
         self.check_election(now, sink);
         self.check_lock(now, sink);
         self.check_list(now);
-        self.check_evictions(now);
+        if accuse {
+            self.check_evictions(now);
+        }
         if now >= self.next_heartbeat {
             self.send_heartbeats(now, sink);
         }
@@ -776,6 +781,20 @@ impl Authority {
             late_ticks: self.late_ticks,
             peers,
         }
+    }
+
+    /// Whom this leader evicts.
+    pub fn evicts(&self) -> NodeSet {
+        if matches!(self.role, Role::Leader { .. }) {
+            self.evict_set()
+        } else {
+            NodeSet::EMPTY
+        }
+    }
+
+    /// What it is in an election, and whether it may serve; for those who count transitions.
+    pub fn states(&self) -> (Role, Right) {
+        (self.role, self.right)
     }
 
     /// The configuration that it runs with.

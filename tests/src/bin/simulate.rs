@@ -93,6 +93,9 @@ impl Total {
         self.stats.elections += stats.elections;
         self.stats.grants += stats.grants;
         self.stats.faults += stats.faults;
+        self.stats.reloads += stats.reloads;
+        self.stats.simulated_ms += stats.simulated_ms;
+        self.stats.coverage.add(&stats.coverage);
         if stats.recovered {
             self.recoveries.push(stats.recovery_ms);
             if stats.recovery_ms > self.stats.recovery_ms {
@@ -174,6 +177,13 @@ fn main() -> ExitCode {
     } else if args.trace {
         println!("{}", sim::run(options(from, args.lines)).trace);
     }
+    println!("{}", total.stats.coverage.text());
+    let hours = total.stats.simulated_ms as f64 / 3.6e6;
+    println!(
+        "reloads={} simulated_hours={hours:.2} per_real_minute={:.2}",
+        total.stats.reloads,
+        hours / (started.elapsed().as_secs_f64() / 60.0)
+    );
     total.recoveries.sort_unstable();
     let share = |percent: usize| {
         let index = (total.recoveries.len() * percent / 100).min(total.recoveries.len().max(1) - 1);

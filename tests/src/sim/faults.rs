@@ -113,7 +113,7 @@ pub struct Plan {
     focus: usize,
 }
 
-const KINDS: usize = 21;
+pub const KINDS: usize = 21;
 
 impl Plan {
     /// Nothing goes wrong.
@@ -251,6 +251,7 @@ impl World {
             point = point.saturating_sub(*weight);
             here
         });
+        self.stats.coverage.faults[kind.unwrap_or_default()] += 1;
         let fault = self.draw(kind.unwrap_or_default());
         self.stats.faults += 1;
         self.inject(&fault);

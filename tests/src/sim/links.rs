@@ -27,6 +27,11 @@ impl World {
         let pause = Duration::from_millis(self.rng.random_range(100..500));
         let again = self.now + pause;
         self.schedule(again, Event::Dial { a, b });
+        self.try_link(a, b);
+    }
+
+    /// Links two daemons that have no link, if they can reach each other.
+    pub fn try_link(&mut self, a: usize, b: usize) {
         // Only who stands in both lists is dialled and let in.
         let listed = |node: usize, peer: usize| {
             self.hosts[node].daemon.as_ref().is_some_and(|daemon| {

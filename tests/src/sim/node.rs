@@ -173,6 +173,8 @@ pub struct Daemon {
     /// Scheduled wake-up and its number.
     pub detector_due: (Real, u64),
     pub detector_stalled: Real,
+    /// Role and right at the last turn, for coverage.
+    pub seen: (usize, usize),
     /// Since the last tick of the main loop.
     pub wakeups: u64,
 

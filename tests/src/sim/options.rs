@@ -133,6 +133,10 @@ pub struct Stats {
     pub elections: u64,
     /// Grants given.
     pub grants: u64,
+    /// States and transitions seen.
+    pub coverage: super::coverage::Coverage,
+    /// Simulated time, in milliseconds.
+    pub simulated_ms: u64,
     /// Changes of the nodes list.
     pub reloads: u64,
     /// Faults injected.

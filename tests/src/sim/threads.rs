@@ -7,7 +7,7 @@ use ctdb_core::authority;
 use ctdb_core::coordinator::{Effect, Input};
 use ctdb_core::holder::Work;
 use ctdb_wire::heartbeat::Message;
-use ctdb_wire::ids::{Incarnation, NodeFlags, RunState};
+use ctdb_wire::ids::{Incarnation, NodeFlags, NodeSet, RunState};
 use ctdb_wire::peer::PeerFrame;
 use rand::Rng as _;
 
@@ -132,6 +132,7 @@ impl World {
                 return;
             };
             let me = daemon.incarnation;
+            let evicted = daemon.authority.evicts();
             let mut out = Out(&mut daemon.detector_effects);
             if let Some(datagram) = daemon.socket.pop_front() {
                 let from = super::world::pnn(datagram.from);
@@ -179,11 +180,13 @@ impl World {
                 daemon
                     .authority
                     .handle(now, authority::Input::Tick, &mut out);
+                self.check_accusations(node, evicted);
                 if self.detector_effects(node) {
                     break;
                 }
                 return;
             }
+            self.check_accusations(node, evicted);
             if !self.detector_effects(node) {
                 return;
             }
@@ -280,8 +283,41 @@ impl World {
         );
     }
 
+    /// A node whose answer has come and waits to be read is in nobody's way.
+    fn check_accusations(&mut self, node: usize, before: NodeSet) {
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
+        let new = NodeSet(daemon.authority.evicts().0 & !before.0 & !daemon.books.unaccounted.0);
+        let wrong = new.iter().find(|x| {
+            let session = daemon.sessions[x.index()];
+            let gone = |datagram: &Datagram| {
+                matches!(datagram.message, Message::Answer { .. })
+                    && datagram.from == x.index()
+                    && datagram.from_life == session
+                    && datagram.to_life == daemon.incarnation
+            };
+            let status = daemon.authority.status(daemon.published.now);
+            !status.peers[x.index()].gone
+                && !status.list.strangers.contains(*x)
+                && daemon.socket.iter().any(gone)
+        });
+        if let Some(x) = wrong {
+            let text = format!("node {node} evicts {x:?} while its answer waits in the socket");
+            self.broken("ACCUSE", text);
+        }
+    }
+
     fn publish(&mut self, node: usize) {
         let local = self.local(node);
+        let Some(daemon) = self.daemon(node) else {
+            return;
+        };
+        let (role, right) = daemon.authority.states();
+        let seen = (super::coverage::role(role), super::coverage::right(right));
+        let was = std::mem::replace(&mut daemon.seen, seen);
+        self.stats.coverage.roles[was.0][seen.0] += u64::from(was.0 != seen.0);
+        self.stats.coverage.rights[was.1][seen.1] += u64::from(was.1 != seen.1);
         let Some(daemon) = self.daemon(node) else {
             return;
         };

@@ -51,6 +51,8 @@ pub enum Event {
     Links,
     /// Two nodes without link try to get one.
     Dial { a: usize, b: usize },
+    /// The same, once: a daemon that starts dials at once.
+    Link { a: usize, b: usize },
     /// The guard of a dead daemon: ends the deadlines, then says so `left` times.
     Guard {
         node: usize,
@@ -248,6 +250,7 @@ impl World {
     /// Runs until the end or the first broken promise.
     pub fn run(mut self) -> Outcome {
         self.run_until(self.end);
+        self.stats.simulated_ms = self.now.0 / 1_000_000;
         Outcome {
             violation: self.violation,
             stats: self.stats,
@@ -309,6 +312,7 @@ impl World {
             Event::Closed { link, end } => self.closed(link, end),
             Event::Links => self.look_at_links(),
             Event::Dial { a, b } => self.dial(a, b),
+            Event::Link { a, b } => self.try_link(a, b),
             Event::Guard {
                 node,
                 boot,
@@ -433,6 +437,7 @@ impl World {
             news: true,
             detector_due: (Real::NEVER, 0),
             detector_stalled: now,
+            seen: (0, 2),
             wakeups: 0,
             inbox: std::collections::VecDeque::new(),
             main_effects: std::collections::VecDeque::new(),
@@ -451,6 +456,11 @@ impl World {
             taking: None,
             executor_due: (Real::NEVER, 0),
         }));
+        for peer in (0..nodes).filter(|peer| *peer != node) {
+            let at = now + self.upto(Duration::from_millis(30));
+            let (a, b) = (node.min(peer), node.max(peer));
+            self.schedule(at, Event::Link { a, b });
+        }
         self.say(|| format!("node {node}: daemon starts, life {life} {incarnation:?}"));
         self.wake_detector(node, now);
         self.wake_main(node, now);
