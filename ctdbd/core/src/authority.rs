@@ -225,6 +225,8 @@ pub(crate) struct Peer {
 pub(crate) struct Report {
     pub sent_at: BootTime,
     pub received_at: BootTime,
+    /// The answer carries a promise, so this life is older than L + m (R10, R25).
+    pub promised: bool,
     pub stopped: NodeSet,
     pub ages: Ages,
 }
@@ -611,6 +613,7 @@ impl Authority {
             let report = Report {
                 sent_at: echo,
                 received_at: now,
+                promised: promise.is_some(),
                 stopped,
                 ages: *ages,
             };

@@ -240,10 +240,11 @@ impl Coordinator {
                 list_length,
             } => {
                 self.config.voters = list.voters;
+                self.config.quorum = list.quorum;
                 self.config.deleted = deleted;
                 self.config.list_length = list_length;
                 if let Some(leader) = &mut self.leader {
-                    leader.reload(list.voters);
+                    leader.reload(list);
                 }
             }
             Input::Policy(policy) => {

@@ -8,7 +8,7 @@ use ctdb_wire::ids::{BootTime, Epoch, NodeSet, OrderSeq, Pnn, Term};
 use ctdb_wire::peer::{Assign, HolderState, Placement};
 
 use crate::allocation::{self, AddressState, Policy, Problem};
-use crate::authority::Status;
+use crate::authority::{List, Status};
 use crate::planted::{Bug, Planted};
 
 /// An order that was not echoed is repeated after this.
@@ -259,8 +259,10 @@ impl Leader {
 
     /// R24, R25: a new node is unknown; one that is removed stays until it is known to have no
     /// right.
-    pub fn reload(&mut self, voters: NodeSet) {
+    pub fn reload(&mut self, list: List) {
+        let voters = list.voters;
         self.voters = voters;
+        self.quorum = list.quorum;
         self.surveyed = false;
         for pnn in voters.iter() {
             self.hosts.entry(pnn).or_insert_with(Host::unknown);

@@ -182,6 +182,9 @@ impl Authority {
                 if report.sent_at != sent_at || !report.stopped.contains(x) {
                     continue;
                 }
+                if !report.promised && !self.config.voters.contains(x) {
+                    continue; // An earlier life of it may have answered (L5).
+                }
                 let age = match report.ages[x.index()] {
                     AGE_INFINITE => u64::MAX,
                     ms => u64::from(ms) * 1_000_000,

@@ -16,7 +16,7 @@ use crate::planted::Bug;
 pub struct List {
     /// Configured nodes, deleted ones left out.
     pub voters: NodeSet,
-    /// So many must answer.
+    /// So many must answer; 1 where the lock decides alone.
     pub quorum: usize,
 }
 
@@ -171,7 +171,7 @@ impl Authority {
             *pnn == self.config.me
                 || self.peers[pnn.index()]
                     .report
-                    .is_some_and(|report| report.sent_at >= since)
+                    .is_some_and(|report| report.promised && report.sent_at >= since)
         });
         reports.count() >= self.config.quorum
     }

@@ -106,6 +106,7 @@ impl Cluster {
             self.now += ms(5);
             for node in 0..self.nodes.len() {
                 self.handle(node, Input::Progress);
+                self.handle(node, Input::Tick);
             }
             self.deliver(&way);
         }
