@@ -13,6 +13,7 @@ mod history;
 mod node;
 mod nodes;
 mod paths;
+mod record;
 mod replies;
 mod settings;
 mod snapshot;
@@ -259,7 +260,7 @@ impl Daemon {
         let pins = deadline.is_some().then_some(settings.bpf_dir.as_path());
         let deadman = Arc::new(Deadman::create()?);
         let detector = Detector::start(liveness::Setup {
-            authority: settings.authority(incarnation),
+            authority: settings.authority(incarnation, record::take(&settings.voters_record)),
             local: settings
                 .local_nets
                 .iter()
@@ -383,6 +384,9 @@ impl Daemon {
             cluster_lock: settings.cluster_lock.as_ref().map(|lock| lock.text.clone()),
             lock,
             lock_decides: settings.mode.lock().is_some(),
+            mode: settings.mode,
+            split_brain: settings.split_brain,
+            voters_record: settings.voters_record.clone(),
             history: History::open(&settings.history),
             events: node_events,
             builtin: settings.builtin,

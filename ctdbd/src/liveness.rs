@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex};
 
-use ctdb_core::authority::{self, Books, LockNews, Status};
+use ctdb_core::authority::{self, Books, List, LockNews, Status};
 use ctdb_ebpf::deadman::Deadman;
 use ctdb_ebpf::lease::DeadlineCell;
 use ctdb_wire::ids::{BootTime, Incarnation, MAX_NODES, Pnn};
@@ -48,6 +48,8 @@ pub enum Command {
     Books(Books),
     /// The cluster lock was taken, proved or lost.
     Lock(LockNews),
+    /// Another nodes list; the coordinator has been told (R24).
+    List(List),
     /// The right ends now and is not renewed.
     Leave,
     /// Tell all that this incarnation is over; only after [`Command::Leave`] and 1.2·q.
@@ -222,6 +224,7 @@ fn significant(a: &Status, b: &Status) -> bool {
         || a.lock_wanted != b.lock_wanted
         || a.led != b.led
         || a.claimed != b.claimed
+        || a.list != b.list
         || (0..MAX_NODES).any(|i| {
             let (x, y) = (&a.peers[i], &b.peers[i]);
             x.incarnation != y.incarnation

@@ -94,6 +94,10 @@ impl Hub {
             }
             Request::SetBanState(ban) => self.ask(verb(NodeVerb::Ban, Some(ban.seconds)), origin),
 
+            // Whoever is asked first has all nodes take it on; the others then find it in force.
+            Request::ReloadNodesFile => {
+                self.ask(AskKind::Act(Action::ReloadNodes { dry_run: false }), origin)
+            }
             Request::ReloadPublicIps => self.ask(AskKind::Act(Action::ReloadAddresses), origin),
             Request::SetIfaceLinkState(interface) => self.set_link(origin, interface),
             Request::SendGratuitousArp(info) => {

@@ -53,7 +53,9 @@ pub(super) enum Reply {
 pub(super) enum Wait {
     /// The nodes list is read.
     Source(oneshot::Receiver<Result<Vec<NodeEntry>, String>>),
-    /// A new nodes list is taken on.
+    /// The record of the old list is removed, then this one is taken on.
+    Apply(Vec<NodeEntry>),
+    /// A new nodes list is taken on by all nodes.
     Reload(Box<Reload>),
     /// This node holds no address any more.
     Emptied,
@@ -375,7 +377,10 @@ impl Node {
                 let wait = self.reload_nodes(dry_run);
                 return self.wait_for(RELOAD, wait, Done::default(), reply);
             }
-            Action::ApplyNodes { nodes } => self.apply_nodes(&nodes),
+            Action::ApplyNodes { nodes } => match self.apply_nodes(nodes) {
+                Ok(wait) => return self.wait(wait, Done::default(), reply),
+                Err(answer) => answer,
+            },
             Action::Lock => match &self.parts.lock {
                 Some(lock) => json(&lock.view()),
                 None => Err(ApiError::new(
@@ -631,12 +636,13 @@ impl Node {
     fn look_at(&mut self, wait: Wait) -> Step {
         let wait = match wait {
             Wait::Source(receiver) => return self.look_at_source(receiver),
+            Wait::Apply(nodes) => return self.look_at_apply(nodes),
             Wait::Reload(reload) => return self.look_at_reload(*reload),
             wait => wait,
         };
         let coordinator = &self.parts.coordinator;
         match wait {
-            Wait::Source(_) | Wait::Reload(_) => Step::Finished,
+            Wait::Source(_) | Wait::Apply(_) | Wait::Reload(_) => Step::Finished,
             Wait::Emptied => {
                 let has_right = coordinator
                     .status()

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctdb_core::authority::{Books, LockNews};
+use ctdb_core::authority::{Books, List, LockNews, Mode};
 use ctdb_core::coordinator::{Coordinator, Effect, Input};
 use ctdb_core::events;
 use ctdb_core::holder::Work;
@@ -24,6 +25,7 @@ use super::events::NodeEvents;
 use super::generation::Generation;
 use super::history::History;
 use super::paths;
+use super::record::Record;
 use super::snapshot::{self, View};
 use crate::clients::Clients;
 use crate::clock::{boot_now, wall_now};
@@ -71,6 +73,11 @@ pub(super) struct Parts {
     pub(super) lock: Option<LockClient>,
     /// Whether the lock gives the right, or is only shown.
     pub(super) lock_decides: bool,
+    pub(super) mode: Mode,
+    /// Two nodes serve each for itself.
+    pub(super) split_brain: bool,
+    /// Where the list of voters is recorded.
+    pub(super) voters_record: PathBuf,
     pub(super) history: History,
     pub(super) events: NodeEvents,
     pub(super) builtin: bool,
@@ -106,6 +113,9 @@ pub(super) struct Node {
     warned_alone: bool,
     /// What last changed in the cluster: takeovers and releases that follow are put down to it.
     cause: Option<(BootTime, String)>,
+    /// The list that the detector was told of (R24).
+    pub(super) told_list: List,
+    pub(super) record: Record,
 }
 
 impl Node {
@@ -125,6 +135,11 @@ impl Node {
             told_placement: None,
             warned_alone: false,
             cause: None,
+            told_list: List {
+                voters: parts.coordinator.config().voters,
+                quorum: parts.coordinator.config().quorum,
+            },
+            record: Record::new(parts.voters_record.clone()),
             parts,
         };
         node.parts.local.advance(RunState::Init);
@@ -147,7 +162,9 @@ impl Node {
         }
         self.follow_events();
         self.settle_inputs(now);
+        self.tell_list();
         self.tell_eligible();
+        self.record_voters(now);
         self.want_lock(now);
         self.tell_books(now);
         self.tell_addresses();
@@ -239,7 +256,7 @@ impl Node {
         }
     }
 
-    fn handle(&mut self, now: BootTime, input: Input) {
+    pub(super) fn handle(&mut self, now: BootTime, input: Input) {
         for effect in self.parts.coordinator.handle(now, input) {
             match effect {
                 Effect::Send(pnn, frame) => {

@@ -9,15 +9,20 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
+use ctdb_core::authority::List;
+use ctdb_core::coordinator::Input;
+use ctdb_core::reload;
 use ctdb_wire::api::{Action, ApiError, Done, NodeEntry, ReloadView, SourceView};
-use ctdb_wire::ids::{NodeFlags, Pnn};
+use ctdb_wire::ids::{BootTime, NodeFlags, NodeSet, Pnn};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::actions::{Answer, Reply, Step, Wait, json};
 use super::node::Node;
+use super::record::Removal;
 use crate::clock::boot_now;
 use crate::config::{Nodes, NodesSource, Report};
+use crate::liveness;
 use crate::process::{Children, How, Owner, Spec};
 
 /// How long a source may take.
@@ -292,20 +297,149 @@ impl Node {
         }
     }
 
-    /// `POST /v1/nodes/apply`
-    pub(super) fn apply_nodes(&self, nodes: &[NodeEntry]) -> Answer {
-        if nodes == self.entries() {
-            return json(&Done {
+    /// `POST /v1/nodes/apply`: checked, then the record of the old list is removed, off the main
+    /// loop, then the list is in force.
+    pub(super) fn apply_nodes(&self, nodes: Vec<NodeEntry>) -> Result<Wait, Answer> {
+        match self.may_apply(&nodes) {
+            Ok(true) => Ok(Wait::Apply(nodes)),
+            Ok(false) => Err(json(&Done {
                 changed: false,
                 message: "the list is in force already".to_owned(),
-            });
+            })),
+            Err(text) => Err(Err(ApiError::new(409, "not_reloaded", text))),
         }
-        Err(ApiError::new(
-            409,
-            "not_at_run_time",
-            "this release takes on a changed nodes list only at its start: stop all daemons, then \
-             start them",
-        ))
+    }
+
+    /// Whether a list differs from the one in force, and may be taken on now (R24).
+    fn may_apply(&self, nodes: &[NodeEntry]) -> Result<bool, String> {
+        let old = self.entries();
+        if nodes == old {
+            return Ok(false);
+        }
+        compare(&old, nodes, |_| false).map_err(|errors| errors.join("; "))?;
+        let active = |list: &[NodeEntry]| list.iter().filter(|node| !node.deleted).count();
+        if self.parts.split_brain && (active(&old) == 2) != (active(nodes) == 2) {
+            // One node alone is a quorum of such a list, and no witness of the other's (L1).
+            return Err(
+                "with `allow split brain` a list of two nodes is changed only by stopping all \
+                 daemons and starting them"
+                    .to_owned(),
+            );
+        }
+        let list = self.list_of(nodes);
+        let Some(status) = self.parts.coordinator.status() else {
+            return Err("the detector has not spoken yet; try again".to_owned());
+        };
+        reload::check(status, self.parts.mode, &list).map_err(|refused| refused.to_string())?;
+        Ok(true)
+    }
+
+    /// Whether the record is gone; then the list is taken on.
+    pub(super) fn look_at_apply(&mut self, nodes: Vec<NodeEntry>) -> Step {
+        match self.record.remove(boot_now()) {
+            Removal::UnderWay => Step::Stay(Wait::Apply(nodes)),
+            Removal::Failed(text) => {
+                refuse(format!("the record of voters cannot be removed: {text}"))
+            }
+            // Another reload may have come before this one.
+            Removal::Done => match self.may_apply(&nodes) {
+                Ok(changed) => Step::Answered(if changed {
+                    self.take_on(&nodes)
+                } else {
+                    json(&Done::default())
+                }),
+                Err(text) => refuse(text),
+            },
+        }
+    }
+
+    fn list_of(&self, nodes: &[NodeEntry]) -> List {
+        let voters: NodeSet = nodes
+            .iter()
+            .filter(|node| !node.deleted)
+            .filter_map(|node| Pnn::new(node.pnn).ok())
+            .collect();
+        let lock_alone = self.parts.mode.lock_alone();
+        let count = voters.len();
+        let quorum = if lock_alone || count == 2 && self.parts.split_brain {
+            1
+        } else {
+            count / 2 + 1
+        };
+        List { voters, quorum }
+    }
+
+    fn take_on(&mut self, nodes: &[NodeEntry]) -> Answer {
+        let list = self.list_of(nodes);
+        let addresses: Vec<_> = nodes
+            .iter()
+            .filter(|node| !node.deleted)
+            .filter_map(|node| Some((Pnn::new(node.pnn).ok()?, node.address)))
+            .collect();
+        self.parts
+            .transport
+            .set_nodes(&addresses)
+            .map_err(|error| ApiError::new(422, "bad_nodes_list", error.to_string()))?;
+        self.parts.nodes = nodes
+            .iter()
+            .map(|node| (node.pnn, node.address, node.deleted))
+            .collect();
+        self.parts.quorum = list.quorum;
+        let deleted = nodes
+            .iter()
+            .filter(|node| node.deleted)
+            .filter_map(|node| Pnn::new(node.pnn).ok())
+            .collect();
+        // R24: the coordinator now; the detector is told at the end of this step.
+        self.handle(
+            boot_now(),
+            Input::List {
+                list,
+                deleted,
+                list_length: nodes.len(),
+            },
+        );
+        self.record.release();
+        let text = format!("nodes list taken on: {} nodes", list.voters.len());
+        tracing::warn!("{text}");
+        let me = self.parts.me;
+        self.parts
+            .history
+            .add("node", Some(me.get()), text, &[], &[]);
+        self.changed();
+        if !list.voters.contains(me) {
+            self.shutdown("removed from the nodes list");
+        }
+        json(&Done {
+            changed: true,
+            message: "the nodes list is in force".to_owned(),
+        })
+    }
+
+    /// R24: the detector is told of a list after the coordinator, whenever they differ.
+    pub(super) fn tell_list(&mut self) {
+        let config = self.parts.coordinator.config();
+        let list = List {
+            voters: config.voters,
+            quorum: config.quorum,
+        };
+        if self.told_list != list {
+            self.told_list = list;
+            self.tell_detector(liveness::Command::List(list));
+        }
+    }
+
+    /// Writes down the list once it is settled and somebody leads under it (R10).
+    pub(super) fn record_voters(&mut self, now: BootTime) {
+        let voters = self.parts.coordinator.config().voters;
+        let Some(status) = self.parts.coordinator.status() else {
+            return;
+        };
+        // The detector may not have heard of the newest list yet.
+        let settled = status.list.settled && status.list.voters == voters;
+        if settled && status.leader.is_some() && voters.contains(self.parts.me) {
+            self.record.keep(now, voters);
+        }
     }
 
     fn linked_others(&self) -> Vec<Pnn> {

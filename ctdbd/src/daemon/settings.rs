@@ -91,6 +91,10 @@ pub(super) struct Settings {
     pub(super) log_is_default: bool,
     pub(super) log_level: LogLevel,
     pub(super) history: PathBuf,
+    /// Two nodes without a lock, each serving for itself.
+    pub(super) split_brain: bool,
+    /// The list last acted under (R10).
+    pub(super) voters_record: PathBuf,
     pub(super) pid_file: PathBuf,
     /// Where Samba and CTDB's tool connect.
     pub(super) socket: PathBuf,
@@ -193,6 +197,10 @@ impl Settings {
             log_is_default: config.logging.location == Location::File(paths.log.clone()),
             log_level: config.logging.level,
             history: config.database.state.join("history.jsonl"),
+            split_brain: config.cluster.allow_split_brain
+                && config.cluster.lock.is_none()
+                && config.cluster.authority == Authority::Majority,
+            voters_record: config.database.state.join("voters"),
             pid_file: paths.pid_file.clone(),
             socket: paths.socket.clone(),
             values: config.tunables.clone(),
@@ -220,9 +228,14 @@ impl Settings {
     }
 
     /// The detector's configuration for this life.
-    pub(super) fn authority(&self, incarnation: Incarnation) -> authority::Config {
+    pub(super) fn authority(
+        &self,
+        incarnation: Incarnation,
+        acted_under: Option<NodeSet>,
+    ) -> authority::Config {
         authority::Config {
             mode: self.mode,
+            acted_under,
             quorum: self.quorum,
             ..authority::Config::majority(self.me, incarnation, self.voters, self.timing)
         }

@@ -255,6 +255,7 @@ fn obey(
         }
         Command::Books(books) => authority.handle(boot_now(), Input::Books(books), wire),
         Command::Lock(news) => authority.handle(boot_now(), Input::Lock(news), wire),
+        Command::List(list) => authority.handle(boot_now(), Input::List(list), wire),
         Command::Leave => authority.handle(boot_now(), Input::Leave, wire),
         Command::SayGone => {
             let message = Message::Gone { incarnation };

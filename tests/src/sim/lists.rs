@@ -85,14 +85,24 @@ impl World {
             deleted: NodeSet::EMPTY,
             list_length: self.hosts.len(),
         };
-        if !self.feed(node, input) {
-            return false;
+        self.feed(node, input)
+    }
+
+    /// R24: the detector is told of a list after the coordinator, whenever they differ. Level
+    /// triggered, as in the daemon: a stop between the two loses nothing.
+    pub fn tell_list(&mut self, node: usize) {
+        let Some(daemon) = self.hosts[node].daemon.as_deref_mut() else {
+            return;
+        };
+        let voters = daemon.coordinator.config().voters;
+        if daemon.listed == voters {
+            return;
         }
-        self.command(node, super::node::Command::List(list));
+        daemon.listed = voters;
+        self.command(node, super::node::Command::List(list_of(voters)));
         if !voters.contains(super::world::pnn(node)) {
             self.give(node, Item::Stop);
         }
-        true
     }
 
     /// The record of the list that was acted under, when that is certain.
@@ -100,8 +110,11 @@ impl World {
         let host = &mut self.hosts[node];
         let Some(daemon) = &host.daemon else { return };
         let status = &daemon.published;
-        if status.list.settled && status.leader.is_some() && host.acted_under.is_none() {
-            host.acted_under = Some(status.list.voters);
+        let voters = daemon.coordinator.config().voters;
+        // The detector may not have heard of the newest list yet.
+        let settled = status.list.settled && status.list.voters == voters;
+        if settled && status.leader.is_some() {
+            host.acted_under = Some(voters);
         }
     }
 

@@ -184,6 +184,8 @@ pub struct Daemon {
     pub links: Vec<Option<u64>>,
     pub info: NodeInfo,
     pub eligible: Option<bool>,
+    /// The list that the detector was told of.
+    pub listed: NodeSet,
     pub books: Books,
     pub leaving: Option<Leaving>,
     pub lock: super::lock::Client,

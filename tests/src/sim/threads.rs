@@ -573,6 +573,7 @@ impl World {
         if !self.feed(node, Input::Info(info)) {
             return false;
         }
+        self.tell_list(node);
         self.tend_lock(node);
         self.keep_record(node);
         let Some(daemon) = self.daemon(node) else {

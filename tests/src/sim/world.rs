@@ -444,6 +444,7 @@ impl World {
             links: vec![None; nodes],
             info,
             eligible: None,
+            listed: voters,
             books: authority::Books::default(),
             leaving: None,
             lock: super::lock::Client::default(),
