@@ -48,7 +48,7 @@ impl Rung {
             program.kind.as_str(),
             program.target.as_str(),
         ) {
-            ("ctdb-tests", "test", "simulation" | "simulation_db") => Self::Simulation,
+            ("ctdb-tests", "test", "simulation" | "simulation_db" | "model") => Self::Simulation,
             ("ctdb-tests", "test", "fuzz") => Self::Fast,
             ("ctdb-tests", "test", target) if target.starts_with("samba") => Self::Samba,
             ("ctdb-tests", "test", _) => Self::Namespaces,

@@ -407,6 +407,12 @@ impl Node {
             .history
             .add("node", Some(me.get()), text, &[], &[]);
         self.changed();
+        if list.voters.len() == 2 && !self.parts.mode.lock_alone() && !self.parts.split_brain {
+            tracing::warn!(
+                "of two nodes both are the majority: when one is lost the other stops serving; \
+                 use a cluster lock or add a third node, which may be a voter only"
+            );
+        }
         if !list.voters.contains(me) {
             self.shutdown("removed from the nodes list");
         }
