@@ -270,6 +270,41 @@ fn finds_a_removed_node_that_is_forgotten() {
 }
 
 #[test]
+fn finds_a_witness_that_accepts_any_list() {
+    finds(Bug::AnyList, "MEM-1", 2000);
+}
+
+#[test]
+fn finds_a_cold_start_whatever_the_list() {
+    finds(Bug::FreshWhateverTheList, "MEM-1", 2000);
+}
+
+#[test]
+fn finds_old_orders_that_are_obeyed() {
+    finds(Bug::NoTermFence, "ADDR-1", 2000);
+}
+
+#[test]
+fn finds_a_daemon_that_speaks_at_once() {
+    finds(Bug::SpeaksAtOnce, "ADDR-1", 500);
+}
+
+#[test]
+fn finds_a_goodbye_that_is_replayed() {
+    finds(Bug::GoodbyeReplayed, "ADDR-1", 2000);
+}
+
+#[test]
+fn finds_a_right_that_outlives_the_proof_of_the_lock() {
+    finds_with(Authority::Lock, Bug::HolderOutlivesProof, "ADDR-1", 2000);
+}
+
+#[test]
+fn finds_an_election_nested_in_an_election() {
+    finds(Bug::NestedElection, "MEM-1", 2000);
+}
+
+#[test]
 fn seven_nodes_and_short_faults() {
     let options = |seed| Options {
         nodes: Some(7),

@@ -137,7 +137,11 @@ impl Holder {
             return true; // Tells the leader the epoch that it should have named.
         }
         let number = (order.term, order.seq);
-        if self.last_order.is_some_and(|last| number <= last) {
+        let fenced = !self.planted.has(Bug::NoTermFence);
+        if self
+            .last_order
+            .is_some_and(|last| number <= last && (fenced || number.1 <= last.1))
+        {
             return true; // A repeat is answered without redoing it.
         }
         self.last_order = Some(number);

@@ -550,7 +550,13 @@ impl Leader {
             return BTreeSet::new();
         };
         if !self.complete() {
-            return host.may.clone();
+            // What two may hold is no rule's doing (a clock stood still): neither keeps it.
+            let twice = |address: &&IpAddr| {
+                let mut others = self.hosts.iter().filter(|(other, _)| **other != pnn);
+                others.any(|(_, other)| other.may.contains(*address))
+            };
+            let kept = host.may.iter().filter(|address| !twice(address));
+            return kept.copied().collect();
         }
         self.target
             .iter()

@@ -330,6 +330,9 @@ impl Node {
         let Some(status) = self.parts.coordinator.status() else {
             return Err("the detector has not spoken yet; try again".to_owned());
         };
+        if status.list.voters != self.parts.coordinator.config().voters {
+            return Err(reload::Refused::NotSettled.to_string()); // The detector is to hear of it.
+        }
         reload::check(status, self.parts.mode, &list).map_err(|refused| refused.to_string())?;
         Ok(true)
     }

@@ -32,12 +32,13 @@ impl std::ops::Add<Duration> for Real {
 
 const MILLION: u128 = 1_000_000;
 
-/// A boot-time clock: its own origin, and a rate that is wrong by at most 9 %.
+/// A boot-time clock: its own origin, and a rate that is wrong by at most 9 %, unless the
+/// adversary has it run wild.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     base_real: Real,
     base_local: u64,
-    /// Local nanoseconds per million real ones.
+    /// Local nanoseconds per million real ones; never 0.
     rate: u64,
 }
 
@@ -47,7 +48,7 @@ impl Clock {
         Self {
             base_real: real,
             base_local: local.0,
-            rate: 1_000_000_u64.saturating_add_signed(drift_ppm),
+            rate: 1_000_000_u64.saturating_add_signed(drift_ppm).max(1),
         }
     }
 

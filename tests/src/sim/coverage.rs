@@ -35,6 +35,12 @@ pub const FAULTS: [&str; super::faults::KINDS] = [
     "lock-expires",
     "lock-cut",
     "reload",
+    "clock",
+    "disk",
+    "rolling",
+    "blackout",
+    "list-trouble",
+    "stuck-order",
 ];
 
 /// Counters.

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use ctdb_wire::heartbeat::Message;
-use ctdb_wire::ids::{BootTime, Incarnation, NodeFlags, NodeSet};
+use ctdb_wire::ids::{NodeFlags, NodeSet};
 use rand::Rng as _;
 
-use super::check::Gap;
 use super::clock::{Clock, Real};
 use super::net::Quality;
 use super::node::{Interrupt, Item, Thread};
@@ -78,6 +76,46 @@ pub enum Fault {
     Reallocate { nodes: u64 },
     /// A node is added to the nodes list, or removed.
     Reload { node: usize },
+    /// The record of the old list is gone at last, and the daemon takes the new one on.
+    TakeOn { node: usize, voters: NodeSet },
+    /// A clock runs beyond the margin, or all but stands still, for that long.
+    Clock {
+        node: usize,
+        drift_ppm: i64,
+        length: Duration,
+    },
+    /// It runs within the margin again.
+    ClockGood { node: usize },
+    /// The disk answers nothing for that long.
+    DiskHangs { node: usize, length: Duration },
+    /// What was on the disk is lost.
+    DiskLost { node: usize },
+    /// All nodes are stopped in order and started again, one after the other.
+    Rolling { gap: Duration, again: Duration },
+    /// Power of many is lost at once, and comes back at once.
+    Blackout { nodes: u64, again: Duration },
+    /// The operator removes a node and does not reach it, the leader fails, and when that node
+    /// leads by the old list all others start anew.
+    Strand { node: usize },
+    /// Waiting for that.
+    StrandWatch { node: usize, left: u32 },
+    /// A node is cut off while two others are added, and meets with as many as its old list
+    /// needs when the new one's majority is elsewhere.
+    Stale { node: usize },
+    /// Waiting for that.
+    StaleWatch {
+        node: usize,
+        old: NodeSet,
+        left: u32,
+    },
+    /// An order is stuck on its way while another leader is elected, and comes then.
+    Stuck { node: usize },
+    /// Waiting for that.
+    StuckWatch {
+        leader: usize,
+        node: usize,
+        left: u32,
+    },
     /// The lock service answers nobody, or not this node.
     LockHangs { length: Duration },
     /// Its holder loses it without being told.
@@ -102,7 +140,7 @@ pub struct Plan {
     /// Mean distance of faults.
     mean: Duration,
     /// Longest drift, in millionths.
-    drift: i64,
+    pub drift: i64,
     /// The nodes list changes.
     pub lists: bool,
     /// V of the cluster lock.
@@ -113,7 +151,7 @@ pub struct Plan {
     focus: usize,
 }
 
-pub const KINDS: usize = 21;
+pub const KINDS: usize = 27;
 
 impl Plan {
     /// Nothing goes wrong.
@@ -158,6 +196,20 @@ impl World {
         }
         let lists = options.authority != Authority::Lock && nodes > 2 && rng.random_bool(0.25);
         plan.weights[20] = if lists { 10 } else { 0 };
+        // Clocks beyond the margin excuse much, so they are in few runs.
+        if !rng.random_bool(0.2) {
+            plan.weights[21] = 0;
+        }
+        plan.weights[25] = if lists { rng.random_range(0..3) } else { 0 };
+        let directed = lists && rng.random_bool(0.3);
+        if directed {
+            // One long story at a time, with little beside it.
+            plan.weights = [0; KINDS];
+            plan.weights[rng.random_range(0..17)] = 1;
+            plan.weights[20] = 1;
+            plan.weights[25] = 4;
+            plan.mean = Duration::from_millis(2500);
+        }
         let spare = rng.random_range(0..=nodes - 2.min(nodes)).min(2);
         let ms = Duration::from_millis;
         world.habits.wakeup = [ms(1) / 20, ms(1), ms(8)][rng.random_range(0..3)];
@@ -173,7 +225,7 @@ impl World {
                 late_by: [ms(3), ms(60), ms(600), ms(1200), ms(3000)][rng.random_range(0..5)],
             };
         }
-        if rng.random_bool(0.35) {
+        if !directed && rng.random_bool(0.35) {
             // Slow answers, clocks at both ends of what is allowed, and nodes cut off: what the
             // margin is for.
             plan.drift = 90_000;
@@ -205,7 +257,7 @@ impl World {
         world
     }
 
-    fn drift_of(&mut self, most: i64) -> i64 {
+    pub fn drift_of(&mut self, most: i64) -> i64 {
         match self.rng.random_range(0..4) {
             0 => most,
             1 => -most,
@@ -385,12 +437,35 @@ impl World {
             },
             18 => Fault::LockExpires,
             20 => Fault::Reload { node },
+            21 => Fault::Clock {
+                node,
+                drift_ppm: [-990_000, -500_000, -150_000, 150_000, 1_000_000]
+                    [self.rng.random_range(0..5)],
+                length: self.some_time(),
+            },
+            22 if self.rng.random_bool(0.5) => Fault::DiskHangs {
+                node,
+                length: self.some_time(),
+            },
+            22 => Fault::DiskLost { node },
+            23 => Fault::Rolling {
+                gap: self.some_time(),
+                again: self.upto(self.timing.promise()),
+            },
+            24 => Fault::Blackout {
+                nodes: self.rng.random_range(0..1 << nodes),
+                again: self.upto(Duration::from_millis(500)),
+            },
+            25 if self.rng.random_bool(0.5) => Fault::Strand { node },
+            25 => Fault::Stale { node },
+            26 => Fault::Stuck { node },
             19 => Fault::LockCut {
                 node,
                 cut: self.rng.random_bool(0.5),
             },
             _ => {
-                let flag = [NodeFlags::DISABLED, NodeFlags::BANNED][self.rng.random_range(0..2)];
+                let flag = [NodeFlags::DISABLED, NodeFlags::BANNED, NodeFlags::STOPPED]
+                    [self.rng.random_range(0..3)];
                 Fault::Flag {
                     node,
                     flag,
@@ -486,11 +561,10 @@ impl World {
                 self.hosts[node].bad[address] = !up;
                 self.give(node, Item::Availability(address, up));
             }
-            Fault::Rate { node, drift_ppm } => {
-                let host = &mut self.hosts[node];
-                host.kernel.settle(now, &host.clock);
-                host.clock.change_rate(now, drift_ppm);
+            Fault::Rate { node, drift_ppm } if !self.hosts[node].wild => {
+                self.set_clock(node, drift_ppm);
             }
+            Fault::Rate { .. } => {}
             Fault::Stop { node, again } => {
                 self.give(node, Item::Stop);
                 if let Some(again) = again {
@@ -509,7 +583,49 @@ impl World {
                     self.give(node, Item::Reallocate(NodeSet(nodes)));
                 }
             }
-            Fault::Reload { node } => self.reload_list(node),
+            Fault::Reload { node } => {
+                self.reload_list(node, None);
+            }
+            Fault::TakeOn { node, voters } => self.give(node, Item::List(voters)),
+            Fault::Clock {
+                node,
+                drift_ppm,
+                length,
+            } => {
+                self.hosts[node].wild = true;
+                self.set_clock(node, drift_ppm);
+                self.schedule(now + length, Event::Do(Box::new(Fault::ClockGood { node })));
+            }
+            Fault::ClockGood { node } => {
+                let drift = self.drift_of(self.plan.drift);
+                self.clock_good(node, drift);
+            }
+            Fault::DiskHangs { node, length } => {
+                let host = &mut self.hosts[node];
+                host.disk_until = host.disk_until.max(now + length);
+            }
+            Fault::DiskLost { node } => self.hosts[node].acted_under = None,
+            Fault::Rolling { gap, again } => {
+                for node in 0..self.hosts.len() {
+                    let stop = Fault::Stop {
+                        node,
+                        again: Some(again),
+                    };
+                    let at = now + gap * node as u32;
+                    self.schedule(at, Event::Do(Box::new(stop)));
+                }
+            }
+            Fault::Blackout { nodes, again } => {
+                for node in (0..self.hosts.len()).filter(|node| nodes >> node & 1 == 1) {
+                    self.power_loss(node, Some(again));
+                }
+            }
+            Fault::Strand { .. }
+            | Fault::StrandWatch { .. }
+            | Fault::Stale { .. }
+            | Fault::StaleWatch { .. }
+            | Fault::Stuck { .. }
+            | Fault::StuckWatch { .. } => self.story(fault),
             Fault::LockHangs { length } => {
                 self.lock.hangs_until = self.lock.hangs_until.max(now + length);
             }
@@ -520,260 +636,5 @@ impl World {
             }
             Fault::Flag { node, flag, on } => self.give(node, Item::Flag(flag, on)),
         }
-    }
-
-    /// SIGSTOP.
-    pub fn freeze(&mut self, node: usize, length: Duration) {
-        let at = self.now + length;
-        let host = &mut self.hosts[node];
-        if host.daemon.is_none() || host.frozen {
-            return;
-        }
-        host.frozen = true;
-        host.freezes += 1;
-        let freeze = host.freezes;
-        let life = host.lives;
-        if self.lock.owner == (node, life)
-            && let Some(tenure) = self.lock.holder
-            && length > self.timing.lease
-        {
-            // The guard ends the helper of a daemon that is stopped for longer than its right.
-            let over = self.now + self.timing.lease.mul_f64(1.1);
-            self.schedule(over, Event::LockOver { tenure });
-        }
-        self.say(|| format!("node {node}: daemon stands still for {length:?}"));
-        self.schedule(at, Event::Thaw { node, freeze });
-    }
-
-    /// SIGCONT.
-    pub fn thaw(&mut self, node: usize, freeze: u64) {
-        let host = &mut self.hosts[node];
-        if !host.frozen || host.freezes != freeze {
-            return;
-        }
-        host.frozen = false;
-        let held = std::mem::take(&mut host.held);
-        self.say(|| format!("node {node}: daemon goes on"));
-        for event in held {
-            // The threads go on in any order.
-            let at = self.now + self.upto(Duration::from_millis(2));
-            self.schedule(at, event);
-        }
-    }
-
-    /// The process is over; its kernel is as it was.
-    pub fn die(&mut self, node: usize) -> Option<(Incarnation, Vec<Incarnation>)> {
-        let host = &mut self.hosts[node];
-        host.frozen = false;
-        host.held.clear();
-        host.interrupt = None;
-        let daemon = host.daemon.take()?;
-        self.orphan_lock(node, daemon.life);
-        self.close_all(node, true);
-        Some((daemon.incarnation, daemon.sessions))
-    }
-
-    pub fn crash(&mut self, node: usize, guard: bool) {
-        let boot = self.hosts[node].boot;
-        let Some((incarnation, peers)) = self.die(node) else {
-            return;
-        };
-        self.say(|| format!("node {node}: daemon dies, guard={guard}"));
-        if guard {
-            let late = if self.rng.random_bool(0.1) {
-                100_000
-            } else {
-                3_000
-            };
-            let at = self.now + Duration::from_micros(self.rng.random_range(50..late));
-            self.schedule(
-                at,
-                Event::Guard {
-                    node,
-                    boot,
-                    incarnation,
-                    left: 4,
-                    peers,
-                },
-            );
-        }
-    }
-
-    /// The guard ends the deadlines, waits until nothing can be queued, and says so (R19).
-    pub fn guard(
-        &mut self,
-        node: usize,
-        boot: u64,
-        incarnation: Incarnation,
-        left: u32,
-        peers: &[Incarnation],
-    ) {
-        let now = self.now;
-        let host = &mut self.hosts[node];
-        if host.boot != boot || !host.powered {
-            return;
-        }
-        let mut next = now + Duration::from_millis(10);
-        if left == 4 {
-            host.kernel.end_all(now, &host.clock);
-            next = host
-                .clock
-                .real(host.clock.local(now) + self.timing.settle());
-        } else {
-            for (peer, life) in peers.iter().enumerate() {
-                self.send(
-                    node,
-                    peer,
-                    incarnation,
-                    *life,
-                    Message::Gone { incarnation },
-                );
-            }
-        }
-        if left > 1 {
-            let peers = peers.to_vec();
-            self.schedule(
-                next,
-                Event::Guard {
-                    node,
-                    boot,
-                    incarnation,
-                    left: left - 1,
-                    peers,
-                },
-            );
-        }
-    }
-
-    fn power_loss(&mut self, node: usize, again: Option<Duration>) {
-        let now = self.now;
-        self.say(|| format!("node {node}: power lost"));
-        let host = &mut self.hosts[node];
-        host.powered = false;
-        host.boot += 1;
-        host.frozen = false;
-        host.held.clear();
-        host.interrupt = None;
-        let life = host.daemon.take().map(|daemon| daemon.life);
-        host.kernel.lost(now);
-        if let Some(life) = life {
-            self.orphan_lock(node, life);
-        }
-        // Nobody is told; peers find out.
-        if let Some(again) = again {
-            self.schedule(now + again, Event::Boot { node });
-        }
-    }
-
-    /// The machine is up again, with a new clock.
-    pub fn boot(&mut self, node: usize) {
-        if self.hosts[node].powered {
-            return;
-        }
-        let drift = self.drift_of(self.plan.drift);
-        let local = BootTime(self.rng.random_range(8_000_000_000..60_000_000_000));
-        let now = self.now;
-        let host = &mut self.hosts[node];
-        host.powered = true;
-        host.clock = Clock::new(now, local, drift);
-        self.say(|| format!("node {node}: booted"));
-        self.start(node);
-    }
-
-    /// Faults are over; what is broken now stays broken.
-    pub fn quiet(&mut self) {
-        let nodes = self.hosts.len();
-        let quorum = nodes / 2 + 1;
-        self.net.heal();
-        self.net.quality = Quality::GOOD;
-        self.habits.take = self.habits.take.min(Duration::from_millis(20));
-        self.habits.take_fails = 0.0;
-        self.habits.startup = Duration::from_millis(5);
-        let mut good: Vec<usize> = (0..nodes).collect();
-        if self.plan.rough_end {
-            // Some stay outside: dead, frozen, or behind a network that is broken in any way.
-            while good.len() > quorum && self.rng.random_bool(0.7) {
-                let outside = good.remove(self.rng.random_range(0..good.len()));
-                match self.rng.random_range(0..4) {
-                    0 => {
-                        self.power_loss(outside, None);
-                        self.hosts[outside].stays_down = true;
-                    }
-                    1 => {
-                        self.crash(outside, false);
-                        self.hosts[outside].stays_down = true;
-                    }
-                    2 => self.freeze(outside, Duration::from_hours(1)),
-                    _ => {}
-                }
-                let share = [1.0, 0.6, 0.2][self.rng.random_range(0..3)];
-                for peer in 0..nodes {
-                    for (from, to) in [(peer, outside), (outside, peer)] {
-                        self.net.datagrams[from][to] = self.rng.random_bool(share);
-                        self.net.streams[from][to] = self.rng.random_bool(share);
-                    }
-                }
-            }
-        }
-        let flags = NodeFlags::BANNED | NodeFlags::DISABLED;
-        for node in 0..nodes {
-            for address in 0..self.addresses.len() {
-                if self.hosts[node].bad[address] && self.rng.random_bool(0.7) {
-                    self.inject(&Fault::Interface {
-                        node,
-                        address,
-                        up: true,
-                    });
-                }
-            }
-            self.hosts[node].interrupt = None;
-            if !good.contains(&node) {
-                continue;
-            }
-            let now = self.now;
-            if !self.hosts[node].powered {
-                self.boot(node);
-            }
-            if self.hosts[node].frozen {
-                let freeze = self.hosts[node].freezes;
-                self.thaw(node, freeze);
-            }
-            if let Some(daemon) = &mut self.hosts[node].daemon {
-                daemon.inbox.retain(|item| !matches!(item, Item::Stop));
-                daemon.main_hung = daemon.main_hung.min(now);
-                daemon.detector_stalled = daemon.detector_stalled.min(now);
-            }
-            self.inject(&Fault::Flag {
-                node,
-                flag: flags,
-                on: false,
-            });
-            if self.hosts[node]
-                .daemon
-                .as_ref()
-                .is_some_and(|daemon| daemon.leaving.is_some())
-            {
-                self.crash(node, true);
-            }
-            self.schedule(now + Duration::from_millis(20), Event::Start { node });
-            self.wake_detector(node, now);
-            self.wake_main(node, now);
-        }
-        self.lock.cut = 0;
-        self.lock.hangs_until = self.now;
-        self.lock.lies_until = self.lock.lies_until.min(self.now);
-        for node in (0..nodes).filter(|node| !good.contains(node)) {
-            self.lock.cut |= 1 << node;
-            if self.lock.owner.0 == node {
-                self.lock.holder = None;
-            }
-        }
-        self.end_of_lists(&mut good);
-        self.say(|| format!("--- faults are over; good {good:?}"));
-        self.check.good = good;
-        self.check.quiet_since = Some(self.now);
-        self.check.gaps = vec![Gap::default(); self.addresses.len()];
-        let now = self.now;
-        self.schedule(now, Event::Check);
     }
 }

@@ -1,7 +1,7 @@
 //! Nodes lists: what stands in the files, and the operator who changes them, one node at a time.
 
-use ctdb_core::authority::List;
-use ctdb_core::reload;
+use ctdb_core::authority::{List, Mode};
+use ctdb_core::reload::{self, Refused};
 use ctdb_wire::ids::NodeSet;
 use rand::Rng as _;
 
@@ -14,10 +14,19 @@ fn list_of(voters: NodeSet) -> List {
     List { voters, quorum }
 }
 
+/// Why the daemon does not take the list on; its detector may not have heard of the last one yet.
+fn refusal(daemon: &super::node::Daemon, mode: Mode, list: &List) -> Option<Refused> {
+    if daemon.published.list.voters != daemon.coordinator.config().voters {
+        return Some(Refused::NotSettled);
+    }
+    reload::check(&daemon.published, mode, list).err()
+}
+
 impl World {
     /// `ctdb nodes reload`: the leader's node first, then all that can be reached. Files of
-    /// machines that are down, or that the operator does not reach, stay as they are.
-    pub fn reload_list(&mut self, node: usize) {
+    /// machines that are down, or that the operator does not reach, stay as they are. `missed` is
+    /// not reached in any case.
+    pub fn reload_list(&mut self, node: usize, missed: Option<usize>) -> bool {
         let pnn = super::world::pnn(node);
         let mut voters = self.list;
         if voters.contains(pnn) {
@@ -26,35 +35,40 @@ impl World {
             voters.insert(pnn);
         }
         if voters.len() < 2 {
-            return;
+            return false;
         }
-        let leader = (0..self.hosts.len()).find(|index| {
-            let local = self.local(*index);
-            let daemon = self.hosts[*index].daemon.as_ref();
-            daemon.is_some_and(|daemon| daemon.coordinator.acting(local).is_some())
-        });
-        let Some(leader) = leader.filter(|leader| *leader != node) else {
-            return;
+        let Some(leader) = self.acting_node().filter(|leader| *leader != node) else {
+            return false;
         };
         let list = list_of(voters);
         let mode = self.mode();
         let refused = match &self.hosts[leader].daemon {
-            Some(daemon) => reload::check(&daemon.published, mode, &list).err(),
-            None => return,
+            Some(daemon) => refusal(daemon, mode, &list),
+            None => return false,
         };
         if let Some(refused) = refused {
             self.say(|| format!("operator: {refused}"));
-            return;
+            return false;
         }
         self.say(|| format!("operator: list is {voters:?}"));
         self.list = voters;
         self.stats.reloads += 1;
         self.write_list(leader, voters);
         for index in (0..self.hosts.len()).filter(|index| *index != leader) {
-            if self.hosts[index].powered && self.rng.random_bool(0.9) {
+            if self.hosts[index].powered && self.rng.random_bool(0.9) && missed != Some(index) {
                 self.write_list(index, voters);
             }
         }
+        true
+    }
+
+    /// The node whose main loop acts as leader.
+    pub fn acting_node(&self) -> Option<usize> {
+        (0..self.hosts.len()).find(|index| {
+            let local = self.local(*index);
+            let daemon = self.hosts[*index].daemon.as_ref();
+            daemon.is_some_and(|daemon| daemon.coordinator.acting(local).is_some())
+        })
     }
 
     /// The file is written, and the daemon reads it.
@@ -74,8 +88,15 @@ impl World {
         let Some(daemon) = self.hosts[node].daemon.as_deref_mut() else {
             return false;
         };
-        if let Err(refused) = reload::check(&daemon.published, mode, &list) {
+        if let Some(refused) = refusal(daemon, mode, &list) {
             self.say(|| format!("node {node}: reload refused: {refused}"));
+            return true;
+        }
+        if self.now < self.hosts[node].disk_until {
+            // The record of the old list has to go first, and the disk takes its time.
+            let fault = super::faults::Fault::TakeOn { node, voters };
+            let at = self.hosts[node].disk_until;
+            self.schedule(at, super::world::Event::Do(Box::new(fault)));
             return true;
         }
         // The record is removed before another list counts (R10).
@@ -107,8 +128,11 @@ impl World {
 
     /// The record of the list that was acted under, when that is certain.
     pub fn keep_record(&mut self, node: usize) {
+        let now = self.now;
         let host = &mut self.hosts[node];
-        let Some(daemon) = &host.daemon else { return };
+        let Some(daemon) = host.daemon.as_ref().filter(|_| now >= host.disk_until) else {
+            return;
+        };
         let status = &daemon.published;
         let voters = daemon.coordinator.config().voters;
         // The detector may not have heard of the newest list yet.

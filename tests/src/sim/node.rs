@@ -65,6 +65,10 @@ pub struct Host {
     pub file: NodeSet,
     /// The record of the list that it acted under (R10).
     pub acted_under: Option<NodeSet>,
+    /// Its disk answers nothing until then.
+    pub disk_until: Real,
+    /// Its clock is beyond the margin.
+    pub wild: bool,
     /// Lives so far.
     pub lives: u64,
     /// Nobody starts it again.

@@ -140,6 +140,8 @@ pub struct World {
     pub lock: super::lock::Service,
     /// The newest nodes list.
     pub list: NodeSet,
+    /// A clock was beyond the margin, so that nothing about rights is promised before that.
+    pub clocks_excused_until: Real,
     pub addresses: Vec<IpAddr>,
     pub habits: Habits,
     pub plan: Plan,
@@ -165,6 +167,7 @@ impl World {
             net: Net::new(nodes),
             lock: super::lock::Service::default(),
             list: (0..nodes).map(pnn).collect(),
+            clocks_excused_until: Real(0),
             addresses: (0..addresses)
                 .map(|i| IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1)))
                 .collect(),
@@ -206,6 +209,8 @@ impl World {
                 bad: vec![false; addresses],
                 file: (0..nodes).map(pnn).collect(),
                 acted_under: Some((0..nodes).map(pnn).collect()),
+                disk_until: Real(0),
+                wild: false,
                 lives: 0,
                 stays_down: false,
             });

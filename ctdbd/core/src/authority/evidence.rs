@@ -69,7 +69,13 @@ impl Authority {
                 let speaks = peer.replied_at > since
                     && now.since(peer.replied_at) < timing.interval * 2
                     && peer.incarnation != peer.gone;
-                if speaks && !unaccounted {
+                // By evidence that right is over. Who still claims it has a clock that stood
+                // still (a paused machine): unanswered until the right has ended there as well.
+                let claims = peer.has_right
+                    && peer.evidence.is_some()
+                    && peer.evidence_epoch.incarnation == current.incarnation
+                    && current.number <= peer.evidence_epoch.number;
+                if speaks && !unaccounted && !claims {
                     self.peers[pnn.index()].evicted_since = None;
                     self.next_heartbeat = now;
                 }
