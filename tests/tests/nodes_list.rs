@@ -98,8 +98,15 @@ fn nodes_come_and_go_while_the_others_serve() {
         assert_eq!(flags(node).len(), 4);
     }
     lab.node(3).start_daemon().unwrap();
-    lab.wait("the new node to serve", LONG, || served(&[0, 1, 2, 3]))
-        .unwrap();
+    lab.wait("the new node to be one of them", LONG, || {
+        lab.nodes()
+            .iter()
+            .all(|node| flags(node) == ["OK", "OK", "OK", "OK"])
+    })
+    .unwrap();
+    let address = lab.public_addresses()[0].to_string();
+    let moved = one.ctdb(&["ip", "move", &address, "3"]).unwrap();
+    assert!(moved.ok() && served_by(one).contains(&Some(3)), "{moved:?}");
 
     // A node that runs is not removed.
     write_list(&lab, &full, 4, &[3]);
@@ -110,8 +117,11 @@ fn nodes_come_and_go_while_the_others_serve() {
     );
     // Nor two changed at once.
     lab.node(3).stop_graceful(LONG).unwrap();
-    lab.wait("the others to serve", LONG, || served(&[0, 1, 2]))
-        .unwrap();
+    lab.wait("the others to serve", LONG, || {
+        let served = served_by(one);
+        !served.is_empty() && served.iter().all(|owner| owner.is_some_and(|pnn| pnn < 3))
+    })
+    .unwrap();
     let mut more = full.clone();
     more.push("192.0.2.77".to_owned());
     write_list(&lab, &more, 5, &[3]);
@@ -127,8 +137,11 @@ fn nodes_come_and_go_while_the_others_serve() {
     }
     // Of the three that are left two are a majority; of four they were not.
     lab.node(2).power_loss().unwrap();
-    lab.wait("two of three to serve", LONG, || served(&[0, 1]))
-        .unwrap();
+    lab.wait("two of three to serve", LONG, || {
+        let served = served_by(one);
+        !served.is_empty() && served.iter().all(|owner| owner.is_some_and(|pnn| pnn < 2))
+    })
+    .unwrap();
     let report = observer.finish().unwrap();
     assert_eq!(report.conflicts(), []);
     lab.destroy();

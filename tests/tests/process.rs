@@ -190,6 +190,49 @@ fn in_test_mode_all_is_below_its_base() {
     wait(&lab, "its end", || !base.join("run/ctdbd.pid").exists());
 }
 
+/// Scheduling class, its priority and the nice level of a thread (proc_pid_stat(5)).
+fn scheduling(pid: Pid, thread: &str) -> Option<(u32, u32, i32)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let folder = tasks
+        .map(|task| task.unwrap().path())
+        .find(|task| text(&task.join("comm")).trim() == thread)?;
+    let stat = text(&folder.join("stat"));
+    let fields: Vec<&str> = stat.rsplit(") ").next()?.split(' ').collect();
+    // The first one behind the name is field 3.
+    let field = |number: usize| fields.get(number - 3).copied();
+    Some((
+        field(41)?.trim().parse().ok()?,
+        field(40)?.parse().ok()?,
+        field(19)?.parse().ok()?,
+    ))
+}
+
+#[test]
+fn daemon_and_detector_have_the_classes_of_the_configuration() {
+    const OTHER: u32 = 0;
+    const FIFO: u32 = 1;
+    const ROUND_ROBIN: u32 = 2;
+    let lab = lab();
+    let node = lab.node(0);
+    let own = text(Path::new("/proc/self/stat"));
+    let fields = own.rsplit(") ").next().unwrap();
+    let nice: i32 = fields.split(' ').nth(19 - 3).unwrap().parse().unwrap();
+    for (daemon, detector, first, second) in [
+        ("nice:-7", "rr:20", (OTHER, 0, -7), (ROUND_ROBIN, 20, -7)),
+        ("fifo:5", "rr:30", (FIFO, 5, nice), (ROUND_ROBIN, 30, nice)),
+        ("none", "normal", (OTHER, 0, nice), (OTHER, 0, nice)),
+    ] {
+        let conf = format!("[priority]\n\tdaemon = {daemon}\n\tdetector = {detector}\n");
+        node.write("ctdb.conf", &conf).unwrap();
+        node.start_daemon().unwrap();
+        let pid = node.daemon_pid().unwrap();
+        wait(&lab, "the classes", || {
+            scheduling(pid, "ctdbd") == Some(first) && scheduling(pid, "detector") == Some(second)
+        });
+        assert!(node.stop_graceful(LONG).unwrap().success());
+    }
+}
+
 #[test]
 fn without_the_right_to_nice_it_warns_once_and_works() {
     let lab = lab();

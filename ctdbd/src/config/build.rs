@@ -369,12 +369,15 @@ fn priority(profile: Profile, realtime: Option<bool>, reader: &mut Reader<'_>) -
         "priority",
         "detector",
         |text| {
-            if text.eq_ignore_ascii_case("none") {
+            if ["normal", "none"]
+                .iter()
+                .any(|word| text.eq_ignore_ascii_case(word))
+            {
                 return Ok(DetectorPriority::Normal);
             }
             rt_level(text, "rr:").map(DetectorPriority::RoundRobin)
         },
-        "write rr:PRIORITY with 1 to 99, or none",
+        "write rr:PRIORITY with 1 to 99, or normal",
     );
     let default = match realtime {
         Some(true) => DetectorPriority::RoundRobin(1),

@@ -309,9 +309,9 @@ pub const KEYS: &[Key] = &[
     key(
         "priority",
         "detector",
-        Computed("rr:1 with the fast profile or `realtime scheduling = true`, else none"),
+        Computed("rr:1 with the fast profile or `realtime scheduling = true`, else normal"),
         Ours,
-        "rr:PRIORITY or none",
+        "rr:PRIORITY or normal",
     ),
     key(
         "conntrack",

@@ -94,11 +94,9 @@ pub enum Fault {
     Rolling { gap: Duration, again: Duration },
     /// Power of many is lost at once, and comes back at once.
     Blackout { nodes: u64, again: Duration },
-    /// The operator removes a node and does not reach it, the leader fails, and when that node
-    /// leads by the old list all others start anew.
-    Strand { node: usize },
-    /// Waiting for that.
-    StrandWatch { node: usize, left: u32 },
+    /// The leader is removed from the files of all others, and before anybody reloads them the
+    /// others lose power, so that they start with the new list while it acts by the old one.
+    Strand,
     /// A node is cut off while two others are added, and meets with as many as its old list
     /// needs when the new one's majority is elsewhere.
     Stale { node: usize },
@@ -456,7 +454,7 @@ impl World {
                 nodes: self.rng.random_range(0..1 << nodes),
                 again: self.upto(Duration::from_millis(500)),
             },
-            25 if self.rng.random_bool(0.5) => Fault::Strand { node },
+            25 if self.rng.random_bool(0.5) => Fault::Strand,
             25 => Fault::Stale { node },
             26 => Fault::Stuck { node },
             19 => Fault::LockCut {
@@ -620,8 +618,7 @@ impl World {
                     self.power_loss(node, Some(again));
                 }
             }
-            Fault::Strand { .. }
-            | Fault::StrandWatch { .. }
+            Fault::Strand
             | Fault::Stale { .. }
             | Fault::StaleWatch { .. }
             | Fault::Stuck { .. }

@@ -50,38 +50,23 @@ impl World {
     /// One step of a story.
     pub fn story(&mut self, fault: &Fault) {
         match *fault {
-            Fault::Strand { node } => {
+            Fault::Strand => {
                 let Some(leader) = self.acting_node() else {
                     return;
                 };
-                if self.list.contains(pnn(node)) && self.reload_list(node, Some(node)) {
-                    let late = self.upto(Duration::from_millis(500));
-                    let again = Some(self.timing.promise() * 3);
-                    let fails = Fault::PowerLoss {
-                        node: leader,
-                        again,
-                    };
-                    let at = self.now + late;
-                    self.schedule(at, Event::Do(Box::new(fails)));
-                    self.later(Fault::StrandWatch { node, left: 100 });
+                let mut voters = self.list;
+                voters.remove(pnn(leader));
+                if voters.len() < 2 || voters.len() == self.list.len() {
+                    return;
                 }
-            }
-            Fault::StrandWatch { node, left } => {
-                if self.acting_node() == Some(node) && !self.list.contains(pnn(node)) {
-                    let again = self.upto(Duration::from_millis(100));
-                    let nodes = self.list.0;
-                    self.inject(&Fault::Blackout { nodes, again });
-                    // Those that were down already come as well.
-                    for other in 0..self.hosts.len() {
-                        if self.list.contains(pnn(other)) {
-                            let at = self.now + again;
-                            self.schedule(at, Event::Boot { node: other });
-                        }
-                    }
-                } else if left > 0 {
-                    let left = left - 1;
-                    self.later(Fault::StrandWatch { node, left });
+                self.say(|| format!("operator: files say {voters:?}"));
+                self.list = voters;
+                for other in voters.iter() {
+                    self.hosts[other.index()].file = voters;
                 }
+                let again = self.upto(Duration::from_millis(100));
+                let nodes = voters.0;
+                self.inject(&Fault::Blackout { nodes, again });
             }
             Fault::Stale { node } => {
                 let spare = self.hosts.len() - self.list.len();
