@@ -99,7 +99,8 @@ fn is_new_form(args: &[String]) -> bool {
     let help = args.iter().any(|arg| arg == "--help" || arg == "-h");
     match legacy::options::words(args)[..] {
         [] => help || args.iter().any(|arg| arg == "--version" || arg == "-V"),
-        ["ip", "all"] => false,
+        // An old command unless a verb follows.
+        ["ip", word, ..] if !help && !args::is_verb("ip", word) => false,
         ["ip"] | ["status" | "version", ..] => help,
         [word, ..] => args::COMPONENTS.contains(&word),
     }
@@ -143,7 +144,8 @@ fn old_form(
     };
     let client = client(&surroundings.paths, options.time_limit, run_time);
     let nodes_list = || nodes_list(&surroundings.paths);
-    legacy::run(&options, &client, &nodes_list, out, err)
+    let helpers = &surroundings.paths.helpers;
+    legacy::run(&options, &client, &nodes_list, helpers, out, err)
 }
 
 /// Numbers and addresses of the nodes list; its source if it cannot be read.
@@ -237,14 +239,29 @@ fn component(
         Component::Interface(verb) => interface::run(&asking, verb),
         Component::Conntrack(verb) => conntrack::run(&asking, verb, out),
         Component::Process(verb) => process::run(&asking, verb),
-        Component::Event(verb) => event::run(&asking, verb, out),
+        Component::Event(verb) => event::run(&asking, verb, &surroundings.paths, out),
         Component::Config(verb) => configuration::run(&asking, verb, &surroundings.paths),
         Component::Log(verb) => log::run(&asking, verb),
         Component::Db(verb) => db::run(&cli.global, verb, out, err).map(|()| String::new()),
+        Component::Manual { dir } => write_manual(dir),
         Component::Completions { shell } => {
             Ok(String::from_utf8_lossy(&args::completions(*shell)).into_owned())
         }
     }
+}
+
+/// Writes the manual pages.
+fn write_manual(dir: &std::path::Path) -> Result<String, Failure> {
+    let pages = args::manual();
+    let written = pages.and_then(|pages| {
+        pages
+            .into_iter()
+            .try_for_each(|(name, page)| std::fs::write(dir.join(name), page))
+    });
+    written.map(|()| String::new()).map_err(|error| {
+        let text = format!("writing manual pages to {}: {error}", dir.display());
+        Failure::new(Exit::Failed, "io", text)
+    })
 }
 
 /// What a command of the new form asks with.

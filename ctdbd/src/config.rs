@@ -20,6 +20,7 @@ pub mod nodes;
 mod paths;
 mod report;
 pub mod schema;
+pub mod script_options;
 pub mod settings;
 pub mod tunables;
 

@@ -6,6 +6,7 @@
 //! guard; the links; the API.
 
 mod actions;
+mod addresses;
 mod database;
 mod events;
 mod generation;

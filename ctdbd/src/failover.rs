@@ -75,7 +75,11 @@ pub enum Job {
         tenure: Option<Tenure>,
         /// What.
         addresses: Vec<Placed>,
+        /// Connection requests wait for [`Job::LetIn`], at most as long as the opening.
+        hold: bool,
     },
+    /// Their scripts have run: listeners of these addresses may be asked.
+    LetIn(Vec<IpAddr>),
     /// Take the grant away, say so when nothing can be queued any more, then clean up.
     Release {
         /// What.

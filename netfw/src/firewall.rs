@@ -111,13 +111,19 @@ impl Firewall {
     /// Before a takeover: these addresses are closed and not blocked, in a table that is whole.
     /// Costs one question to the kernel unless something must change; if somebody changed the
     /// ruleset since our last change, the table is made anew. An error means that connection
-    /// requests could be refused (`ADDR-4`).
-    pub fn prepare(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
+    /// requests could be refused (`ADDR-4`). `held`: listeners do not count until
+    /// [`Self::let_in`].
+    pub fn prepare(&mut self, addresses: &[IpAddr], held: bool) -> Result<(), Error> {
         let doing = "prepare the firewall for a takeover";
         let mut next = self.contents.clone();
         for address in canonical(addresses) {
             next.blocked.remove(&address);
             next.closed.insert(address);
+            if held {
+                next.held.insert(address);
+            } else {
+                next.held.remove(&address);
+            }
         }
         let now = generation(&mut self.netlink).map_err(|source| Error::kernel(doing, source))?;
         if self.generation == Some(now) {
@@ -137,6 +143,9 @@ impl Firewall {
     pub fn close(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
         let mut next = self.contents.clone();
         next.closed.extend(canonical(addresses));
+        for address in canonical(addresses) {
+            next.held.remove(&address);
+        }
         self.change("close addresses to new connections", next)
     }
 
@@ -145,8 +154,18 @@ impl Firewall {
         let mut next = self.contents.clone();
         for address in canonical(addresses) {
             next.closed.remove(&address);
+            next.held.remove(&address);
         }
         self.change("open addresses to new connections", next)
+    }
+
+    /// From now on ports with a listener of these addresses pass, if they did not yet.
+    pub fn let_in(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let mut next = self.contents.clone();
+        for address in canonical(addresses) {
+            next.held.remove(&address);
+        }
+        self.change("let connections to listeners in", next)
     }
 
     /// The listeners that there are: ports on the wildcard address of either family, and specific

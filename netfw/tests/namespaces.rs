@@ -630,7 +630,7 @@ fn blocked_addresses_are_silent() {
     );
     assert_eq!(counted.opening_packets, 0);
 
-    firewall.prepare(&BOTH).unwrap();
+    firewall.prepare(&BOTH, false).unwrap();
     assert_eq!(
         connect(&pair.client, "[fd77::1]:445").err(),
         Some(ErrorKind::TimedOut)
@@ -645,6 +645,39 @@ fn blocked_addresses_are_silent() {
     firewall.unblock(&BOTH).unwrap();
     firewall.open(&BOTH).unwrap();
     assert_eq!(connect(&pair.client, "10.77.0.1:445").err(), None);
+    firewall.remove().unwrap();
+}
+
+/// Held: nobody comes in, listener or not; connections that there are go on.
+#[test]
+fn held_addresses_wait_for_their_scripts() {
+    let pair = Pair::new();
+    let listener = pair.server.run(|| TcpListener::bind("[::]:445")).unwrap();
+    let open = ["10.77.0.1:445", "[fd77::1]:445"];
+    let outcome = || open.map(|to| connect(&pair.client, to).err());
+    let mut before = connect(&pair.client, open[0]).unwrap();
+    let mut served = listener.accept().unwrap().0;
+    let mut firewall = pair.server.run(Firewall::install).unwrap();
+    let listens: BTreeSet<u16> = [445].into();
+    firewall
+        .set_ready(&listens, &listens, &BTreeSet::new())
+        .unwrap();
+    firewall.prepare(&BOTH, true).unwrap();
+    assert_eq!(outcome(), [Some(ErrorKind::TimedOut); 2]);
+    before.write_all(b"x").unwrap();
+    served.read_exact(&mut [0]).unwrap();
+    // One is let in, the other is not held up by it, nor let in.
+    firewall.let_in(&BOTH[..1]).unwrap();
+    assert_eq!(outcome(), [None, Some(ErrorKind::TimedOut)]);
+    firewall.let_in(&BOTH).unwrap();
+    assert_eq!(outcome(), [None; 2]);
+    // The end of the opening lets in, too.
+    firewall.prepare(&BOTH, true).unwrap();
+    firewall.open(&BOTH).unwrap();
+    assert_eq!(outcome(), [None; 2]);
+    firewall.prepare(&BOTH, true).unwrap();
+    firewall.prepare(&BOTH, false).unwrap();
+    assert_eq!(outcome(), [None; 2]);
     firewall.remove().unwrap();
 }
 
@@ -745,7 +778,7 @@ fn a_takeover_finds_a_whole_table_or_an_error() {
     firewall.close(&BOTH).unwrap();
     // Somebody empties the ruleset; nothing of ours has changed.
     pair.server.exec("nft flush ruleset");
-    firewall.prepare(&BOTH).unwrap();
+    firewall.prepare(&BOTH, false).unwrap();
     assert_eq!(
         connect(&pair.client, "10.77.0.1:9").err(),
         Some(ErrorKind::TimedOut)
@@ -753,14 +786,14 @@ fn a_takeover_finds_a_whole_table_or_an_error() {
     // A change of somebody else's right before one of ours.
     pair.server.exec("nft flush ruleset");
     pair.server.exec("nft add table inet others");
-    firewall.prepare(&BOTH).unwrap();
+    firewall.prepare(&BOTH, false).unwrap();
     assert!(tables(&pair.server).contains("ctdb"));
     // A table of our name that belongs to another process cannot be replaced.
     let owner = OwnedTable::take(&pair.server);
-    let refused = firewall.prepare(&BOTH).unwrap_err();
+    let refused = firewall.prepare(&BOTH, false).unwrap_err();
     assert_eq!(refused.errno(), Some(libc::EPERM), "{refused}");
     drop(owner);
-    firewall.prepare(&BOTH).unwrap();
+    firewall.prepare(&BOTH, false).unwrap();
     assert_eq!(
         connect(&pair.client, "[fd77::1]:9").err(),
         Some(ErrorKind::TimedOut)

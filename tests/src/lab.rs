@@ -27,6 +27,7 @@ pub mod load;
 pub mod netns;
 pub mod node;
 pub mod observe;
+pub mod packaged;
 pub mod plain;
 pub mod probe;
 pub mod reference;
@@ -90,6 +91,8 @@ pub struct Settings {
     pub flavor: Flavor,
     /// Further variables for the daemon.
     pub environment: Vec<(String, String)>,
+    /// Ours in the places of Debian's package, and what lies over the host's files besides.
+    pub packaged: Option<Vec<packaged::Cover>>,
 }
 
 /// Collects the wishes for a lab.
@@ -174,6 +177,13 @@ impl Builder {
         self
     }
 
+    /// Ours in the places of Debian's package, with its scripts and helpers ([`packaged`]).
+    #[must_use]
+    pub fn packaged(mut self, covers: Vec<packaged::Cover>) -> Self {
+        self.0.packaged = Some(covers);
+        self
+    }
+
     /// Makes namespaces, wires and configuration; starts no daemon and no service.
     pub fn build(self) -> Result<Lab> {
         Lab::new(self.0)
@@ -224,6 +234,7 @@ impl Lab {
             tunables: Vec::new(),
             flavor: Flavor::Ours,
             environment: Vec::new(),
+            packaged: None,
         })
     }
 

@@ -226,6 +226,55 @@ fn a_hung_takeip_holds_up_no_other_address() {
     assert!(left.stdout.is_empty(), "a hung script outlived its daemon");
 }
 
+/// `takeip` comes before connection requests are let in (design.md section 4), for its own address
+/// alone.
+#[test]
+fn requests_wait_for_the_scripts_of_their_address() {
+    if let Some(reason) = ctdb_tests::lab::lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    let lab = Lab::builder()
+        .tunable("MonitorInterval", 1)
+        .conf("firewall", "opening timeout", "600")
+        .build()
+        .unwrap();
+    for node in lab.nodes() {
+        script(
+            node,
+            "50.test",
+            "[ \"$1 $3\" != \"takeip 10.99.2.100\" ] || while [ ! -e \"$CTDB_BASE/go\" ]; do sleep 0.05; done",
+        );
+        fs::write(node.etc().join("go"), "").unwrap();
+    }
+    lab.bring_up(&[Service::Plain], LONG).unwrap();
+    let answers = |address: &str| {
+        let port = Service::Plain.port();
+        let line = format!("exec 3<>/dev/tcp/{address}/{port}");
+        let tried = lab.client().run("timeout", &["0.5", "bash", "-c", &line]);
+        tried.is_ok()
+    };
+    let from = lab.node(0).ip_owners().unwrap()[&"10.99.2.100".parse().unwrap()].unwrap();
+    let to = (from + 1) % 3;
+    fs::remove_file(lab.node(to).etc().join("go")).unwrap();
+    for address in ["10.99.2.100", "10.99.2.101"] {
+        lab.ctdb(0, &["moveip", address, &to.to_string()])
+            .unwrap()
+            .success()
+            .unwrap();
+    }
+    lab.wait("the other address to be served there", LONG, || {
+        answers("10.99.2.101")
+    })
+    .unwrap();
+    for _ in 0..3 {
+        assert!(!answers("10.99.2.100"), "let in before its script ended");
+    }
+    fs::write(lab.node(to).etc().join("go"), "").unwrap();
+    lab.wait("the address to be let in", LONG, || answers("10.99.2.100"))
+        .unwrap();
+    lab.end().unwrap();
+}
+
 /// `[failover] addresses = script`: a script puts addresses on interfaces, as with CTDB.
 #[test]
 fn scripts_can_carry_the_addresses() {

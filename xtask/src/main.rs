@@ -6,8 +6,11 @@
 
 mod build_ebpf;
 mod cargo;
+mod dist;
 mod harness;
 mod rungs;
+#[cfg(test)]
+mod scripts;
 mod setup;
 mod soak;
 mod table;
@@ -59,6 +62,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Build the Debian package that stands beside the package ctdb; prints its path last
+    Dist(dist::Options),
     /// Install what building and testing need (Debian packages), and say what this machine lacks
     Setup,
 }
@@ -95,6 +100,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             println!("setup: done");
             Ok(done)
         }
+        Command::Dist(options) => dist::dist(&workspace(), &options).map(|()| done),
         Command::BuildEbpf { check } => build_ebpf::build(&workspace(), check).map(|()| done),
         Command::Demo(rest) => {
             setup::require(&Need::ALL)?;

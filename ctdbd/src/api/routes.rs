@@ -176,6 +176,20 @@ struct MoveBody {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct AddBody {
+    address: IpAddr,
+    prefix: u8,
+    interfaces: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoveBody {
+    address: IpAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct AnnounceBody {
     address: Option<IpAddr>,
 }
@@ -568,6 +582,32 @@ pub const ROUTES: &[Route] = &[
         },
     ),
     post(
+        "/v1/ips/add",
+        Some("AddAddressRequest"),
+        "One more public address of this node, until the file is read again",
+        |input| {
+            let AddBody {
+                address,
+                prefix,
+                interfaces,
+            } = input.json()?;
+            act(Action::AddAddress {
+                address,
+                prefix,
+                interfaces,
+            })
+        },
+    ),
+    post(
+        "/v1/ips/remove",
+        Some("RemoveAddressRequest"),
+        "One public address of this node less, until the file is read again",
+        |input| {
+            let RemoveBody { address } = input.json()?;
+            act(Action::RemoveAddress { address })
+        },
+    ),
+    post(
         "/v1/ips/announce",
         Some("AnnounceRequest"),
         "Gratuitous ARP or neighbour advertisements for one held address, or for all",
@@ -797,6 +837,17 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
         ),
         Action::Reallocate => post("/v1/ips/reallocate", serde_json::json!({})),
         Action::ReloadAddresses => post("/v1/ips/reload", serde_json::json!({})),
+        Action::AddAddress {
+            address,
+            prefix,
+            interfaces,
+        } => post(
+            "/v1/ips/add",
+            serde_json::json!({"address": address, "prefix": prefix, "interfaces": interfaces}),
+        ),
+        Action::RemoveAddress { address } => {
+            post("/v1/ips/remove", serde_json::json!({"address": address}))
+        }
         Action::Announce { address } => {
             post("/v1/ips/announce", serde_json::json!({"address": address}))
         }

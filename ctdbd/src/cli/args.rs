@@ -133,6 +133,12 @@ pub enum Component {
         /// The shell
         shell: Shell,
     },
+    /// Writes the manual pages of all components and verbs into a directory
+    #[command(after_help = "Example:\n  ctdb manual /usr/local/share/man/man1")]
+    Manual {
+        /// Where to
+        dir: PathBuf,
+    },
 }
 
 /// `ctdb cluster`
@@ -544,6 +550,8 @@ pub enum Config {
         #[arg(long, value_name = "PATH")]
         file: Option<PathBuf>,
     },
+    /// Print an example of ctdb.conf: every key with its meaning, commented out
+    Example,
     /// Print the configuration with all defaults
     Dump {
         /// What the daemon runs with, instead of what the files say now
@@ -564,7 +572,7 @@ pub enum Log {
 }
 
 /// Words that begin a command of the new form. `ip`, `status` and `version` are old commands too.
-pub const COMPONENTS: [&str; 12] = [
+pub const COMPONENTS: [&str; 13] = [
     "cluster",
     "node",
     "ip",
@@ -576,8 +584,16 @@ pub const COMPONENTS: [&str; 12] = [
     "log",
     "db",
     "completions",
+    "manual",
     "help",
 ];
+
+/// Whether a component has that verb.
+pub fn is_verb(component: &str, word: &str) -> bool {
+    Cli::command()
+        .find_subcommand(component)
+        .is_some_and(|component| component.find_subcommand(word).is_some())
+}
 
 /// Each component with its verbs, for the usage text.
 pub fn components() -> Vec<(String, String)> {
@@ -603,9 +619,53 @@ pub fn completions(shell: Shell) -> Vec<u8> {
     script
 }
 
+/// The manual pages: name of the file, and its text. One for the whole (`ctdb-components`, since
+/// `ctdb.1` is that of CTDB's package, whose commands work as it says), one for each component and
+/// each verb.
+pub fn manual() -> std::io::Result<Vec<(String, Vec<u8>)>> {
+    let mut whole = Cli::command().disable_help_subcommand(true);
+    whole.build();
+    let mut pages = Vec::new();
+    let mut add = |name: &str, command: &clap::Command| -> std::io::Result<()> {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command.clone())
+            .title(name.to_uppercase())
+            .render(&mut page)?;
+        pages.push((format!("{name}.1"), page));
+        Ok(())
+    };
+    add("ctdb-components", &whole)?;
+    for component in whole.get_subcommands() {
+        let name = format!("ctdb-{}", component.get_name());
+        add(&name, component)?;
+        for verb in component.get_subcommands() {
+            add(&format!("{name}-{}", verb.get_name()), verb)?;
+        }
+    }
+    Ok(pages)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_verb_has_a_manual_page() {
+        let pages = manual().unwrap();
+        let names: std::collections::BTreeSet<&str> =
+            pages.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names.len(), pages.len());
+        for name in ["ctdb-components.1", "ctdb-node.1", "ctdb-node-disable.1"] {
+            assert!(names.contains(name), "{names:?}");
+        }
+        for (name, page) in &pages {
+            let text = String::from_utf8(page.clone()).unwrap();
+            assert!(
+                text.contains(".SH NAME") && text.contains(".SH SYNOPSIS"),
+                "{name}"
+            );
+        }
+    }
 
     #[test]
     fn the_grammar_is_sound() {

@@ -131,6 +131,11 @@ impl Client {
         connect(&self.socket, Duration::from_secs(1)).is_ok()
     }
 
+    /// Why no daemon can be reached, if none can.
+    pub fn try_connect(&self) -> Result<(), ClientError> {
+        self.open(true, self.request).map(drop)
+    }
+
     fn left(&self) -> Result<Duration, ClientError> {
         let left = self.end.saturating_duration_since(Instant::now());
         if left.is_zero() {

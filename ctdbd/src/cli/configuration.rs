@@ -17,6 +17,7 @@ use crate::transport::key::{ClusterKey, KeyError, KeyRing};
 
 pub(super) fn run(asking: &Asking, verb: &args::Config, paths: &Paths) -> Result<String, Failure> {
     match verb {
+        args::Config::Example => Ok(config::dump::example()),
         args::Config::Check => check(asking.global.json, paths),
         args::Config::Dump { running: true } => asking.show(&asking.at("/v1/config"), running),
         args::Config::Dump { running: false } => dump(asking.global.json, paths),

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::path::Path;
 
-use ctdb_wire::api::{EventRunView, EventScriptView, EventsView, ScriptsView};
+use ctdb_wire::api::{EventRunView, EventScriptView, EventsView, ScriptView, ScriptsView};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ use super::client::ClientError;
 use super::failure::{Exit, Failure};
 use super::table::{columns, milliseconds, moment};
 use super::{Asking, args, pretty};
+use crate::config::Paths;
 
 const DISABLED: i32 = -8;
 const TIMED_OUT: i32 = -110;
@@ -18,6 +20,7 @@ const TIMED_OUT: i32 = -110;
 pub(super) fn run(
     asking: &Asking,
     verb: &args::Event,
+    paths: &Paths,
     out: &mut dyn Write,
 ) -> Result<String, Failure> {
     match verb {
@@ -42,7 +45,7 @@ pub(super) fn run(
             all,
         } => start(asking, (*timeout, component, event, args, *all), out),
         args::Event::Status { component, event } => shown(asking, component, event, out),
-        args::Event::Script(verb) => script(asking, verb, out),
+        args::Event::Script(verb) => script(asking, verb, paths, out),
     }
 }
 
@@ -69,6 +72,21 @@ fn list(view: &EventsView) -> String {
         })
         .collect();
     columns(["COMPONENT", "EVENT", "BEGUN", "TIME", "RESULT"], &rows)
+}
+
+/// The old tool's words and exit code where no daemon answers.
+fn no_daemon(error: ClientError) -> Failure {
+    match error {
+        ClientError::Connect { path, .. } => {
+            let socket = path.with_file_name("eventd.socket");
+            let text = format!(
+                "socket connect failed - {}\nFailed to initialize event client, ret=5",
+                socket.display()
+            );
+            Failure::new(Exit::Code(5), "no_daemon", text).bare()
+        }
+        other => other.into(),
+    }
 }
 
 /// A text on standard output and an exit code: how the old command fails.
@@ -127,7 +145,7 @@ fn start(
             &format!("Event dir for {component} does not exist\n"),
             2,
         ),
-        _ => error.into(),
+        _ => no_daemon(error),
     })
 }
 
@@ -162,7 +180,7 @@ fn shown(
                 &format!("Event dir for {component} does not exist\n"),
                 2,
             ),
-            _ => error.into(),
+            _ => no_daemon(error),
         }),
     }
 }
@@ -221,16 +239,51 @@ fn line(text: &mut String, script: &EventScriptView, zone: &TimeZone) {
 fn script(
     asking: &Asking,
     verb: &args::EventScript,
+    paths: &Paths,
     out: &mut dyn Write,
 ) -> Result<String, Failure> {
+    // Of this node it is a matter of files; no daemon is needed.
+    let here = asking.global.node.is_none() && !asking.client.reachable();
+    let shipped = paths.data.join("events");
     let (component, name, enable) = match verb {
         args::EventScript::List { component } => {
-            let path = asking.at(&format!("/v1/events/scripts/{component}"));
-            return asking.show(&path, scripts);
+            let missing = |error: &Failure| error.code == "no_such_component";
+            let shown = if here {
+                listed(&paths.events, &shipped, component).map(|view| {
+                    if asking.global.json {
+                        pretty(&json!(view))
+                    } else {
+                        scripts(&view)
+                    }
+                })
+            } else {
+                let path = asking.at(&format!("/v1/events/scripts/{component}"));
+                asking.show(&path, scripts)
+            };
+            return shown.map_err(|error| {
+                if missing(&error) && !asking.global.json {
+                    let text = "Command script list finished with result=2";
+                    Failure::new(Exit::Code(2), "no_such_component", text).bare()
+                } else {
+                    error
+                }
+            });
         }
         args::EventScript::Enable { component, script } => (component, script, true),
         args::EventScript::Disable { component, script } => (component, script, false),
     };
+    if here {
+        let set =
+            crate::events::scripts::set_enabled(&paths.events, &shipped, component, name, enable);
+        return set.map(|()| String::new()).map_err(|error| {
+            let code = u8::try_from(error.errno()).unwrap_or(1);
+            if asking.global.json {
+                Failure::new(Exit::Code(code), "bad_script", error.to_string())
+            } else {
+                ends(out, &format!("{error}\n"), code)
+            }
+        });
+    }
     let path = asking.at(&format!("/v1/events/scripts/{component}/{name}"));
     let error = match asking.client.post(&path, &json!({"enable": enable})) {
         Ok(done) if asking.global.json => return Ok(asking.done(&done)),
@@ -253,11 +306,33 @@ fn script(
     })
 }
 
+/// Scripts of a component, from the files.
+fn listed(events: &Path, shipped: &Path, component: &str) -> Result<ScriptsView, Failure> {
+    let found = crate::events::scripts::is_component(component)
+        .then(|| crate::events::scripts::list(events, shipped, component))
+        .transpose()
+        .map_err(|error| Failure::new(Exit::Failed, "system", error.to_string()))?
+        .flatten()
+        .ok_or_else(|| {
+            let text = format!("there is no component {component} in {}", shipped.display());
+            Failure::new(Exit::NotFound, "no_such_component", text)
+        })?;
+    let scripts = found
+        .into_iter()
+        .map(|script| ScriptView {
+            name: script.name,
+            enabled: script.enabled,
+            shipped: script.shipped,
+        })
+        .collect();
+    Ok(ScriptsView { scripts })
+}
+
 /// Shipped ones, an empty line, own ones.
 pub fn scripts(view: &ScriptsView) -> String {
     let mut text = String::new();
     for shipped in [true, false] {
-        if !shipped {
+        if !shipped && view.scripts.iter().any(|script| !script.shipped) {
             text.push('\n');
         }
         for script in view
@@ -362,7 +437,7 @@ mod tests {
 
     #[test]
     fn scripts_with_their_marks() {
-        let script = |name: &str, enabled, shipped| ctdb_wire::api::ScriptView {
+        let script = |name: &str, enabled, shipped| ScriptView {
             name: name.into(),
             enabled,
             shipped,

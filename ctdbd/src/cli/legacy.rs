@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ctdb_wire::api::NodesView;
 use ctdb_wire::ids::NodeFlags;
@@ -12,6 +13,8 @@ use super::client::{Client, ClientError};
 
 mod commands;
 mod connections;
+mod controls;
+mod databases;
 pub mod options;
 pub mod table;
 pub mod text;
@@ -67,6 +70,8 @@ pub struct Tool<'a> {
     pub client: &'a Client,
     /// The source of `listnodes`.
     pub nodes_list: NodesList<'a>,
+    /// Where CTDB's helper programs are.
+    pub helpers: &'a Path,
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
 }
@@ -117,9 +122,19 @@ impl Tool<'_> {
                 let mut text = format!(
                     "connect() failed, errno={}\nFailed to connect to CTDB daemon ({})",
                     source.raw_os_error().unwrap_or(0),
-                    path.display()
+                    // The old tool's socket, whichever was tried.
+                    path.with_file_name("ctdbd.socket").display()
                 );
-                if (self.nodes_list)().is_ok_and(|nodes| !nodes.iter().any(is_local)) {
+                let why = match (self.nodes_list)() {
+                    Err(source) => Some(format!("Failed to read nodes file \"{source}\"")),
+                    Ok(nodes) if !nodes.iter().any(is_local) => {
+                        Some("Failed to detect PNN of the current node.".to_owned())
+                    }
+                    Ok(_) => None,
+                };
+                if let Some(why) = why {
+                    text.push('\n');
+                    text.push_str(&why);
                     text.push_str("\nIs this node part of CTDB cluster?");
                 }
                 End::error(text)
@@ -174,11 +189,17 @@ pub fn run(
     options: &Options,
     client: &Client,
     nodes_list: NodesList,
+    helpers: &Path,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
     let Some((name, args)) = options.words.split_first() else {
-        let _ = out.write_all(table::usage().as_bytes());
+        let text = if options.usage {
+            table::BRIEF.to_owned()
+        } else {
+            table::usage()
+        };
+        let _ = out.write_all(text.as_bytes());
         return u8::from(!(options.help || options.usage));
     };
     let Some(command) = table::find(name) else {
@@ -193,6 +214,7 @@ pub fn run(
         options,
         client,
         nodes_list,
+        helpers,
         out,
         err,
     };
@@ -223,6 +245,12 @@ fn check(tool: &Tool, command: &table::Command) -> Result<(), End> {
     if options.json && !command.json {
         let text = format!("--json not supported by the {} subcommand", command.name);
         return Err(End::error(text));
+    }
+    // The old tool connects before it looks at arguments.
+    if command.class != Class::WithoutDaemon {
+        tool.client
+            .try_connect()
+            .map_err(|error| tool.refused(command.name, &error))?;
     }
     let Some(wanted) = options.node else {
         return Ok(());

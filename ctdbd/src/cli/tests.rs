@@ -148,7 +148,9 @@ impl Daemon {
             _runtime: runtime,
         };
         let client = client(&daemon.surroundings.paths, 1, Duration::from_secs(5));
-        while !client.reachable() {
+        // The second socket is made after the first.
+        let second = daemon.surroundings.paths.api_read_socket.clone();
+        while !client.reachable() || std::os::unix::net::UnixStream::connect(&second).is_err() {
             std::thread::sleep(Duration::from_millis(5));
         }
         daemon
@@ -616,8 +618,12 @@ fn a_shutdown_is_waited_for() {
     assert_eq!((out.as_str(), err.as_str(), code), ("", "", 0));
     assert!(!daemon.surroundings.paths.api_socket.exists());
     let (_, err, code) = daemon.run("status");
-    let socket = daemon.surroundings.paths.api_socket.display();
-    let text = format!("connect() failed, errno=2\nFailed to connect to CTDB daemon ({socket})\n");
+    let paths = &daemon.surroundings.paths;
+    let (socket, nodes) = (paths.socket.display(), paths.nodes.display());
+    let text = format!(
+        "connect() failed, errno=2\nFailed to connect to CTDB daemon ({socket})\n\
+         Failed to read nodes file \"{nodes}\"\nIs this node part of CTDB cluster?\n"
+    );
     assert_eq!((err, code), (text, 1));
     let (out, err, code) = daemon.run("--json node list");
     assert_eq!(code, 1);

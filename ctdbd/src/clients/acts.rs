@@ -6,7 +6,9 @@ use ctdb_wire::api::{Action, NodeVerb};
 use ctdb_wire::client::control::Request;
 use ctdb_wire::client::packet::Control;
 use ctdb_wire::client::srvid;
-use ctdb_wire::client::types::{Connection, Interface, PublicIp, SetTunable, TickleList};
+use ctdb_wire::client::types::{
+    AddressInfo, Connection, Interface, PublicIp, SetTunable, TickleList,
+};
 use ctdb_wire::ids::NodeSet;
 
 use super::AskKind;
@@ -99,6 +101,11 @@ impl Hub {
                 self.ask(AskKind::Act(Action::ReloadNodes { dry_run: false }), origin)
             }
             Request::ReloadPublicIps => self.ask(AskKind::Act(Action::ReloadAddresses), origin),
+            Request::AddPublicIp(info) => self.add_address(origin, info),
+            Request::DelPublicIp(info) => {
+                let address = info.address.ip().to_canonical();
+                self.ask(AskKind::Act(Action::RemoveAddress { address }), origin)
+            }
             Request::SetIfaceLinkState(interface) => self.set_link(origin, interface),
             Request::SendGratuitousArp(info) => {
                 let address = Some(info.address.ip());
@@ -123,6 +130,20 @@ impl Hub {
             | Request::RecdReclockLatency(_) => Verdict::Status(0),
             _ => self.of_database(origin, control, request),
         }
+    }
+
+    fn add_address(&mut self, origin: Origin, info: &AddressInfo<'_>) -> Verdict {
+        let (Ok(interface), Ok(prefix)) =
+            (std::str::from_utf8(info.interface), u8::try_from(info.mask))
+        else {
+            return Verdict::Failed;
+        };
+        let action = Action::AddAddress {
+            address: info.address.ip().to_canonical(),
+            prefix,
+            interfaces: interface.split(',').map(str::to_owned).collect(),
+        };
+        self.ask(AskKind::Act(action), origin)
     }
 
     /// Controls that only a client of this node can send.

@@ -18,6 +18,10 @@ pub(super) fn check(config: &Config, interface_exists: &dyn Fn(&str) -> bool, re
     public_addresses(config, &config.public_addresses, interface_exists, report);
     home_nodes(config, report);
     lock(config, report);
+    if config.failover.addresses == AddressMode::Builtin {
+        let paths = &config.paths;
+        super::script_options::check(&paths.script_options, &paths.events, report);
+    }
     if config.security.transport == Transport::Noise {
         for problem in check_key(&config.security.key_file) {
             report.push(problem);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::legacy::{Fate, table};
 use super::settings::{Origin, Settings};
-use super::{Config, Tunable, nodes};
+use super::{Config, Tunable, nodes, schema, script_options};
 
 /// Everything, as JSON: each setting with its effective `value`, its `origin` (`default` or
 /// `FILE:LINE`) and, where it is not simply honoured, what becomes of it.
@@ -97,22 +97,81 @@ pub fn ini(settings: &Settings) -> String {
     text
 }
 
-/// The table of what becomes of each of CTDB's settings, for documentation: Markdown.
-pub fn legacy_markdown() -> String {
-    let mut text =
-        String::from("| Where | Setting | Default | Meaning | Here |\n|---|---|---|---|---|\n");
+/// A `ctdb.conf` that says what every key means and changes nothing: `ctdb config example`.
+pub fn example() -> String {
+    let mut text = "\
+# ctdb.conf: every key, its default, and what it means. A key counts when its `#` is removed.
+# Keys of CTDB that do something else here than there say so; SETTINGS.md has the whole table.
+"
+    .to_owned();
+    let mut section = "";
+    for key in schema::KEYS {
+        if key.section != section {
+            section = key.section;
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "\n[{section}]");
+        }
+        let _ = writeln!(text, "\t# {}", key.meaning);
+        if !key.fate.text().is_empty() {
+            let _ = writeln!(text, "\t# {}", key.fate);
+        }
+        let _ = writeln!(text, "\t# {} = {}", key.name, key.default.describe());
+    }
+    text
+}
+
+/// What becomes of each of CTDB's settings and of the options of its scripts, and which settings are
+/// ours: the page `ctdbd/SETTINGS.md`.
+pub fn settings_page() -> String {
+    let mut text = "# Settings
+
+Made from the program (`ctdbd::config::dump::settings_page`); the test beside that function fails when
+this page is old, and writes it anew with `UPDATE_SETTINGS=1`. *Honoured*: does what it does in CTDB.
+*Mapped*, *accepted*, *obsolete*: accepted, with one warning where it is set to something else than
+its default. *Ours*: CTDB does not know it.
+
+## `ctdb.conf` and tunables
+
+| Where | Setting | Default | Meaning | Here |
+|---|---|---|---|---|
+"
+    .to_owned();
+    let cell = |text: &str| text.replace('|', "\\|");
     for row in table() {
         let place = if row.place == "tunable" {
             "tunable".to_owned()
         } else {
             format!("`[{}]`", row.place)
         };
-        let meaning = row.meaning.trim_end_matches('.');
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
-            "| {place} | {} | {} | {meaning} | {} |",
-            row.name, row.default, row.fate
+            "| {place} | {} | {} | {} | {} |",
+            row.name,
+            cell(&row.default),
+            cell(row.meaning.trim_end_matches('.')),
+            cell(&row.fate.to_string())
+        );
+    }
+    text.push_str(
+        "
+## Options of event scripts
+
+In `script.options` and `events/legacy/SCRIPT.options`; the scripts source them. The last column holds
+with `[failover] addresses = builtin`; with `script` all are honoured.
+
+| Script | Option | Default | Here |
+|---|---|---|---|
+",
+    );
+    for option in script_options::OPTIONS {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} |",
+            option.script,
+            option.name,
+            cell(option.default),
+            cell(&option.fate.to_string())
         );
     }
     text
@@ -143,8 +202,35 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_row_for_each_setting() {
-        assert_eq!(legacy_markdown().lines().count(), table().len() + 2);
-        assert!(legacy_markdown().contains("| tunable | KeepaliveLimit | 5 |"));
+    fn the_example_changes_nothing_and_names_every_key() {
+        let text = example();
+        for key in schema::KEYS {
+            let line = format!("\n\t# {} = ", key.name);
+            assert!(text.contains(&line), "{}", key.name);
+        }
+        let counts = |line: &str| !line.trim().is_empty() && !line.trim().starts_with(['#', '[']);
+        assert!(!text.lines().any(counts));
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::test_mode(dir.path());
+        std::fs::write(&paths.config, &text).unwrap();
+        let mut report = Report::default();
+        Settings::read(&paths, Severity::Warning, &mut report);
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+    }
+
+    #[test]
+    fn the_page_of_settings_is_up_to_date() {
+        let page = settings_page();
+        let rows = page.lines().filter(|line| line.starts_with("| ")).count();
+        assert_eq!(rows, table().len() + script_options::OPTIONS.len() + 2);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/SETTINGS.md");
+        if std::env::var_os("UPDATE_SETTINGS").is_some() {
+            std::fs::write(path, &page).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            written == page,
+            "ctdbd/SETTINGS.md is not what the program says; run this test with UPDATE_SETTINGS=1"
+        );
     }
 }

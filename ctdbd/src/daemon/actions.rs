@@ -317,20 +317,16 @@ impl Node {
             Action::ReloadAddresses => match (self.parts.reload)() {
                 Ok(addresses) => {
                     let message = format!("{} public addresses", addresses.len());
-                    self.parts.local.set_addresses(addresses.clone());
-                    self.parts.executor.submit(Job::SetAddresses(addresses));
-                    self.local_changed();
-                    return self.wait(
-                        Wait::Leader,
-                        Done {
-                            changed: true,
-                            message,
-                        },
-                        reply,
-                    );
+                    return self.take_addresses(Ok(addresses), message, reply);
                 }
                 Err(text) => Err(ApiError::new(422, "bad_configuration", text)),
             },
+            Action::AddAddress {
+                address,
+                prefix,
+                interfaces,
+            } => return self.add_address(address, prefix, &interfaces, reply),
+            Action::RemoveAddress { address } => return self.remove_address(address, reply),
             Action::Announce { address } => self.announce(address),
             Action::InterfaceLink { name, up } => match self.parts.local.hold_link(&name, up) {
                 Ok(changed) => {
@@ -535,7 +531,7 @@ impl Node {
         })
     }
 
-    fn wait(&mut self, wait: Wait, done: Done, reply: Reply) {
+    pub(super) fn wait(&mut self, wait: Wait, done: Done, reply: Reply) {
         self.wait_for(EFFECT, wait, done, reply);
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ctdb_core::coordinator;
@@ -19,10 +20,11 @@ use super::actions::Reply;
 use super::node::Node;
 use crate::clock::boot_now;
 use crate::config::{Config, Tunable};
-use crate::events::runner::{self, Job, Runner};
+use crate::events::runner::{self, Builtin, Job, Runner};
 use crate::events::socket::Wish;
 use crate::events::store::Store;
 use crate::events::{LEGACY, scripts};
+use crate::failover::Job as Work;
 use crate::log::LogLevel;
 use crate::process::{Children, Owner, Spec};
 
@@ -32,8 +34,6 @@ pub(super) const FINISHED: usize = 256;
 const MAX_DIRECT: usize = 16;
 /// Longest run of `notify.sh`.
 const NOTIFY: Duration = Duration::from_secs(30);
-/// Scripts whose work on addresses is built in (`spec/cluster.md` 3.11).
-const BUILT_IN: &str = "10.interface";
 
 /// What the configuration says about events.
 #[derive(Clone)]
@@ -47,7 +47,7 @@ pub(super) struct Settings {
     debug: Option<PathBuf>,
     level: Level,
     limits: Limits,
-    builtin: bool,
+    builtin: Option<Builtin>,
 }
 
 impl Settings {
@@ -85,7 +85,8 @@ impl Settings {
                 monitor_interval: seconds(Tunable::MonitorInterval),
                 monitor_timeouts: config.tunables.get(Tunable::MonitorTimeoutCount),
             },
-            builtin,
+            builtin: builtin
+                .then(|| Builtin::new(&paths.data.join("events").join(LEGACY), &paths.scripts)),
         }
     }
 
@@ -96,11 +97,7 @@ impl Settings {
             env: self.env.clone(),
             debug: self.debug.clone(),
             level: self.level,
-            without_addresses: if self.builtin {
-                vec![BUILT_IN.to_owned()]
-            } else {
-                Vec::new()
-            },
+            builtin: self.builtin.clone(),
         }
     }
 
@@ -160,6 +157,8 @@ enum Answer {
     Take(Epoch, IpAddr),
     /// The same: one that it was ordered to release.
     Release(IpAddr),
+    /// Connection requests to an address wait for its scripts (design.md section 4); and the log.
+    LetIn(IpAddr, Event),
     /// The log.
     Log(Event),
 }
@@ -450,15 +449,45 @@ impl Node {
                 self.local_changed();
                 self.input(coordinator::Input::Released(vec![address]));
             }
-            Answer::Log(event) => {
-                if *ending != Ending::Done {
-                    let text =
-                        format!("{} {}: {}", event.name, event.args.join(" "), ending.text());
-                    tracing::error!("{text}");
-                    let me = Some(self.parts.me.get());
-                    self.parts.history.add("event", me, text, &[], &[]);
+            Answer::LetIn(address, event) => {
+                self.log_event(&event, ending);
+                // Of a takeover whose address has gone and come again, another event waits.
+                let waits = self
+                    .parts
+                    .events
+                    .answers
+                    .values()
+                    .any(|answer| matches!(answer, Answer::LetIn(one, _) if *one == address));
+                if !waits {
+                    self.parts.executor.submit(Work::LetIn(vec![address]));
                 }
             }
+            Answer::Log(event) => self.log_event(&event, ending),
+        }
+    }
+
+    fn log_event(&mut self, event: &Event, ending: &Ending) {
+        if *ending != Ending::Done {
+            let text = format!("{} {}: {}", event.name, event.args.join(" "), ending.text());
+            tracing::error!("{text}");
+            let me = Some(self.parts.me.get());
+            self.parts.history.add("event", me, text, &[], &[]);
+        }
+    }
+
+    /// Connection requests to addresses that are taken now wait for scripts.
+    pub(super) fn holds_for_scripts(&self) -> bool {
+        let builtin = self.parts.events.settings.builtin.as_ref();
+        builtin.is_some_and(|builtin| builtin.told.load(Ordering::Relaxed))
+    }
+
+    /// The list that scripts read says what this node hosts.
+    pub(super) fn note_hosted(&self) {
+        if let Some(builtin) = &self.parts.events.settings.builtin {
+            let local = &self.parts.local;
+            let addresses = local.addresses().iter().map(|public| public.net.addr());
+            let hosted = addresses.filter(|address| local.interface_of(*address).is_some());
+            builtin.cache.set(hosted.collect());
         }
     }
 
@@ -469,14 +498,17 @@ impl Node {
 
     /// Built in: this node has taken these; the scripts are told.
     pub(super) fn told_taken(&mut self, taken: &[(IpNet, String)]) {
+        self.note_hosted();
         for (net, interface) in taken {
             let event = Event::address("takeip", interface, net.addr(), net.prefix_len());
-            self.address_event(event, None);
+            let answer = Answer::LetIn(net.addr(), event.clone());
+            self.address_event(event, Some(answer));
         }
     }
 
     /// Built in: these have fallen silent.
     pub(super) fn told_released(&mut self, released: &[(IpNet, String)]) {
+        self.note_hosted();
         for (net, interface) in released {
             let event = Event::address("releaseip", interface, net.addr(), net.prefix_len());
             self.address_event(event, None);

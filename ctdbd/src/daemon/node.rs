@@ -304,11 +304,13 @@ impl Node {
                     }
                 } else if !placed.is_empty() {
                     let order = self.parts.coordinator.holder().last_order();
+                    let hold = self.holds_for_scripts();
                     self.parts.executor.submit(Job::Take {
                         epoch,
                         slot,
                         tenure: order.map(|(term, seq)| Tenure { term, seq }),
                         addresses: placed,
+                        hold,
                     });
                 }
             }
@@ -322,6 +324,7 @@ impl Node {
                 for address in &addresses {
                     self.parts.local.unplace(*address);
                 }
+                self.note_hosted();
                 self.local_changed = true;
                 self.parts.executor.submit(Job::Discard { addresses });
             }

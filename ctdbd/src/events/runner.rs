@@ -1,7 +1,10 @@
 //! Runs the scripts of one event, one after another (`spec/cluster.md` 4.2).
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ctdb_core::events::{Ending, Event};
@@ -10,6 +13,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::Level;
 
+use super::LEGACY;
+use super::cache::AddressCache;
+use super::movers::{self, Movers};
 use super::scripts::{self, Script};
 use crate::clock::wall_now;
 use crate::process::{Children, How, Owner, Spec, Streams};
@@ -33,8 +39,40 @@ pub struct Runner {
     pub debug: Option<PathBuf>,
     /// `script log level`.
     pub level: Level,
-    /// Scripts that do not get address events: their work is built in.
-    pub without_addresses: Vec<String>,
+    /// With `[failover] addresses = builtin`: what scripts are not sent and are told instead.
+    pub builtin: Option<Builtin>,
+}
+
+/// What is different for scripts when addresses are built in.
+#[derive(Clone)]
+pub struct Builtin {
+    /// Which scripts do not get address events.
+    pub movers: Movers,
+    /// The list of addresses that scripts read.
+    pub cache: AddressCache,
+    /// Whether any script is sent address events, as far as the last event showed.
+    pub told: Arc<AtomicBool>,
+}
+
+impl Builtin {
+    /// `shipped`: directory of the shipped scripts of component `legacy`; `state`: `VAR/scripts`.
+    pub fn new(shipped: &Path, state: &Path) -> Self {
+        Self {
+            movers: Movers::new(shipped),
+            cache: AddressCache::new(state),
+            told: Arc::default(),
+        }
+    }
+
+    /// Scripts that do not get address events, with the reason if there is one to tell. Reads files.
+    fn withheld(&self, scripts: &[Script]) -> BTreeMap<String, String> {
+        let withheld = self.movers.withheld(scripts);
+        let told = scripts
+            .iter()
+            .any(|script| script.enabled && !withheld.contains_key(&script.name));
+        self.told.store(told, Ordering::Relaxed);
+        withheld
+    }
 }
 
 /// What is to run.
@@ -55,10 +93,22 @@ impl Runner {
         let (begun, begin) = (Instant::now(), wall_now());
         let mut done = Vec::new();
         let dir = self.events.join(&job.component);
-        let found = tokio::task::spawn_blocking(move || scripts::scripts(&dir)).await;
+        let builtin = self.builtin.clone().filter(|_| job.component == LEGACY);
+        if let Some(builtin) = &builtin {
+            builtin.cache.settle().await;
+        }
+        let found = tokio::task::spawn_blocking(move || {
+            let scripts = scripts::scripts(&dir)?;
+            let withheld = match (&builtin, &scripts) {
+                (Some(builtin), Some(scripts)) => builtin.withheld(scripts),
+                _ => BTreeMap::new(),
+            };
+            Ok::<_, std::io::Error>(scripts.map(|scripts| (scripts, withheld)))
+        })
+        .await;
         let (ending, summary) = match found {
-            Ok(Ok(Some(scripts))) => {
-                self.chain(&job, scripts, begun, &mut cancel, &mut done)
+            Ok(Ok(Some((scripts, withheld)))) => {
+                self.chain(&job, scripts, &withheld, begun, &mut cancel, &mut done)
                     .await
             }
             Ok(Ok(None)) => (Ending::NoDirectory, 2),
@@ -85,22 +135,23 @@ impl Runner {
         &self,
         job: &Job,
         scripts: Vec<Script>,
+        withheld: &BTreeMap<String, String>,
         begun: Instant,
         cancel: &mut oneshot::Receiver<()>,
         done: &mut Vec<EventScriptView>,
     ) -> (Ending, i32) {
         let mut ending = (Ending::Done, 0);
-        let addresses = matches!(job.event.name.as_str(), "takeip" | "releaseip" | "updateip");
+        let addresses = movers::is_address_event(&job.event.name);
         for script in scripts {
-            let skipped = addresses && self.without_addresses.contains(&script.name);
-            if !script.enabled || skipped {
+            let reason = withheld.get(&script.name).filter(|_| addresses);
+            if !script.enabled || reason.is_some() {
                 let now = wall_now();
                 done.push(EventScriptView {
                     name: script.name,
                     begin: now,
                     end: now,
                     result: DISABLED,
-                    output: String::new(),
+                    output: reason.cloned().unwrap_or_default(),
                 });
                 continue;
             }
@@ -259,7 +310,10 @@ mod tests {
                 env: environment(dir.path(), "file:", "NOTICE", true),
                 debug: None,
                 level: Level::ERROR,
-                without_addresses: vec!["10.interface".to_owned()],
+                builtin: Some(Builtin::new(
+                    &dir.path().join("shipped"),
+                    &dir.path().join("state"),
+                )),
             };
             Self { dir, runner }
         }
@@ -352,6 +406,33 @@ mod tests {
         }
     }
 
+    /// Every exit code but 0 is a failure and is told as it is; a flood is cut; what a script leaves
+    /// running holds up nothing.
+    #[tokio::test]
+    async fn hostile_scripts() {
+        let place = Place::new(&[(
+            "10.code",
+            "case $1 in flood) yes x | head -c 5000000 ;; fork) for i in 1 2 3; do sleep 30 & done ;; \
+             *) exit $1 ;; esac",
+        )]);
+        for code in [
+            1, 2, 8, 63, 64, 66, 72, 77, 110, 126, 127, 128, 174, 254, 255,
+        ] {
+            let (ending, view) = place.event(&code.to_string(), 10_000, false).await;
+            assert_eq!((ending.errno(), view.result), (8, code));
+            assert_eq!(results(&view), [("10.code", code)]);
+        }
+        let (ending, view) = place.event("flood", 20_000, false).await;
+        assert_eq!(ending, Ending::Done);
+        let kept = view.scripts[0].output.len();
+        assert!((1..=70_000).contains(&kept), "{kept} bytes kept");
+        let begun = Instant::now();
+        let (ending, _) = place.event("fork", 20_000, false).await;
+        assert_eq!(ending, Ending::Done);
+        // Far from what its children take; no figure of ours.
+        assert!(begun.elapsed() < Duration::from_secs(15));
+    }
+
     #[tokio::test]
     async fn given_up_for_another_event() {
         let place = Place::new(&[("10.slow", "sleep 60"), ("20.b", "exit 0")]);
@@ -364,19 +445,54 @@ mod tests {
         assert_eq!((result.0, result.1.result), (Ending::Cancelled, CANCELLED));
     }
 
+    /// Scripts read the list of addresses; the daemon has written it when they begin.
+    #[tokio::test]
+    async fn the_list_of_addresses_is_there_before_scripts_read_it() {
+        let place = Place::new(&[("20.b", "cat \"$CTDB_BASE/state/my-public-ip-addresses\"")]);
+        let cache = place.runner.builtin.clone().unwrap().cache;
+        for address in ["10.1.1.1", "fd00::7"] {
+            cache.set([address.parse().unwrap()].into());
+            let (ending, view) = place.event("takeip", 10_000, false).await;
+            assert_eq!(ending, Ending::Done);
+            assert_eq!(view.scripts[0].output, format!("{address}\n"));
+        }
+        // As 00.ctdb does it.
+        std::fs::remove_dir_all(place.dir.path().join("state")).unwrap();
+        let (_, view) = place.event("monitor", 10_000, false).await;
+        assert_eq!(view.scripts[0].output, "fd00::7\n");
+    }
+
     #[tokio::test]
     async fn what_cannot_run_and_what_is_built_in() {
         let place = Place::new(&[("10.interface", "exit 1"), ("20.b", "exit 0")]);
+        let told = place.runner.builtin.clone().unwrap().told;
         let (ending, view) = place.event("takeip", 10_000, false).await;
         assert_eq!(
             (ending, results(&view)),
             (Ending::Done, vec![("10.interface", DISABLED), ("20.b", 0)])
         );
+        assert!(told.load(Ordering::Relaxed));
         assert_eq!(place.event("monitor", 10_000, false).await.0.errno(), 8);
         let bad = place.dir.path().join("legacy/20.b.script");
         std::fs::write(&bad, "#!/no/such/interpreter\n").unwrap();
         let (ending, view) = place.event("takeip", 10_000, false).await;
         assert_eq!((ending.errno(), view.result), (8, -2));
+        // One that moves addresses itself is not told, and says why; nobody is left who is.
+        std::fs::write(
+            &bad,
+            "case $1 in takeip) ip addr add $3/$4 dev $2 ;; esac\n",
+        )
+        .unwrap();
+        let (ending, view) = place.event("takeip", 10_000, false).await;
+        assert_eq!(
+            (ending, results(&view)),
+            (
+                Ending::Done,
+                vec![("10.interface", DISABLED), ("20.b", DISABLED)]
+            )
+        );
+        assert!(view.scripts[1].output.starts_with("not sent: line 1"));
+        assert!(!told.load(Ordering::Relaxed));
         std::fs::remove_dir_all(place.dir.path().join("legacy")).unwrap();
         let (ending, _) = place.event("takeip", 10_000, false).await;
         assert_eq!(ending, Ending::NoDirectory);

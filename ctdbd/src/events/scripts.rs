@@ -171,7 +171,8 @@ pub fn set_enabled(
         script: script.to_owned(),
         component: component.to_owned(),
     };
-    if !is_component(component) || !is_script(script) {
+    let segment = |name: &str| !name.is_empty() && !name.contains(['/', '\0']);
+    if !is_component(component) || !segment(script) {
         return Err(ScriptError::Invalid {
             script: script.to_owned(),
             component: component.to_owned(),
@@ -179,6 +180,16 @@ pub fn set_enabled(
     }
     let path = events.join(component).join(format!("{script}.script"));
     let target = shipped.join(component).join(format!("{script}.script"));
+    if !is_script(script) {
+        // As 4.17 tells them apart.
+        if path.symlink_metadata().is_err() && !target.exists() {
+            return Err(unknown());
+        }
+        return Err(ScriptError::Invalid {
+            script: script.to_owned(),
+            component: component.to_owned(),
+        });
+    }
     let system = |doing, path: &Path| {
         let path = path.to_owned();
         move |source| ScriptError::System {
@@ -294,7 +305,10 @@ mod tests {
             (error.errno(), error.to_string().as_str()),
             (2, "Script 99.zzz does not exist in legacy")
         );
+        assert_eq!(set("zzz", true).unwrap_err().errno(), 2);
+        script(&events.join("legacy"), "zzz.script", 0o644);
         assert_eq!(set("zzz", true).unwrap_err().errno(), 22);
+        assert_eq!(set("../zzz", true).unwrap_err().errno(), 22);
         assert_eq!(
             set_enabled(&events, &shipped, "../x", "50.samba", true)
                 .unwrap_err()

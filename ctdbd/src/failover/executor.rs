@@ -176,6 +176,7 @@ impl Thread {
                 slot,
                 tenure,
                 addresses,
+                hold,
             } => {
                 self.end_former(&addresses);
                 // Of an epoch that is over: what is taken anew is not silenced any more.
@@ -184,7 +185,7 @@ impl Thread {
                 }
                 let (results, phases) = match &mut self.net {
                     Some(net) => {
-                        let done = net.take(slot, &addresses);
+                        let done = net.take(slot, &addresses, hold);
                         self.opened_at = Instant::now();
                         self.next_poll = Some(self.opened_at + POLL_FAST);
                         self.next_announce = net.announce_due();
@@ -208,6 +209,11 @@ impl Thread {
                     results,
                     phases,
                 });
+            }
+            Job::LetIn(addresses) => {
+                if let Some(net) = &mut self.net {
+                    net.let_in(&addresses);
+                }
             }
             Job::Release { addresses } => self.release(addresses),
             Job::Discard { addresses } => {

@@ -295,8 +295,8 @@ impl Net {
         self.publish_addresses();
     }
 
-    /// Takeover in the order of design.md section 4.
-    pub(super) fn take(&mut self, slot: u32, placed: &[Placed]) -> (Results, Phases) {
+    /// Takeover in the order of design.md section 4. `hold`: see [`Self::let_in`].
+    pub(super) fn take(&mut self, slot: u32, placed: &[Placed], hold: bool) -> (Results, Phases) {
         let mut watch = Watch::start();
         let mut results = Vec::new();
         let mut batch = Vec::new();
@@ -331,7 +331,7 @@ impl Net {
                         .is_some_and(|carried| carried.held)
                 })
                 .collect();
-            if let Err(error) = firewall.prepare(&new) {
+            if let Err(error) = firewall.prepare(&new, hold) {
                 // Nothing was touched yet; the leader takes them elsewhere.
                 let text = error.to_string();
                 let refused = batch.iter().map(|(_, net, _)| net.addr());
@@ -469,6 +469,16 @@ impl Net {
             .map(|(address, carried)| (carried.ifindex, *address))
             .collect();
         self.announce_now(&items);
+    }
+
+    /// The scripts of a takeover that was to hold requests back have run. If the kernel refuses,
+    /// the end of the opening lets them in.
+    pub(super) fn let_in(&mut self, addresses: &[IpAddr]) {
+        if let Some(firewall) = &mut self.firewall
+            && let Err(error) = firewall.let_in(addresses)
+        {
+            tracing::error!(%error, "connection requests wait for the end of the opening");
+        }
     }
 
     /// Whether any address is in its opening.

@@ -441,6 +441,20 @@ pub enum Action {
     Reallocate,
     /// `POST /v1/ips/reload`: read the public addresses file again.
     ReloadAddresses,
+    /// `POST /v1/ips/add`: one more public address of this node, until the file is read again.
+    AddAddress {
+        /// The address.
+        address: IpAddr,
+        /// Its prefix length.
+        prefix: u8,
+        /// Interfaces that may carry it.
+        interfaces: Vec<String>,
+    },
+    /// `POST /v1/ips/remove`: the reverse.
+    RemoveAddress {
+        /// The address.
+        address: IpAddr,
+    },
     /// `POST /v1/ips/announce`: gratuitous ARP or neighbour advertisements for held addresses.
     Announce {
         /// One address, or all that this node holds.

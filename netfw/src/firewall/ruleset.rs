@@ -35,6 +35,8 @@ const DESTINATION_PORT: Header = Header::Transport(2, 2);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Contents {
     pub(super) closed: BTreeSet<IpAddr>,
+    /// Of the closed ones: listeners do not count either.
+    pub(super) held: BTreeSet<IpAddr>,
     pub(super) blocked: BTreeSet<IpAddr>,
     pub(super) wildcard_v4: BTreeSet<u16>,
     pub(super) wildcard_v6: BTreeSet<u16>,
@@ -46,6 +48,7 @@ impl Contents {
     pub(super) fn largest(&self) -> usize {
         self.closed
             .len()
+            .max(self.held.len())
             .max(self.blocked.len())
             .max(self.specific.len())
     }
@@ -54,6 +57,7 @@ impl Contents {
     fn without(&self, other: &Self) -> Self {
         Self {
             closed: &self.closed - &other.closed,
+            held: &self.held - &other.held,
             blocked: &self.blocked - &other.blocked,
             wildcard_v4: &self.wildcard_v4 - &other.wildcard_v4,
             wildcard_v6: &self.wildcard_v6 - &other.wildcard_v6,
@@ -177,6 +181,8 @@ impl SetKey for PortOf6 {
 struct Sets<'a> {
     closed4: Set<'a, Ipv4Addr>,
     closed6: Set<'a, Ipv6Addr>,
+    held4: Set<'a, Ipv4Addr>,
+    held6: Set<'a, Ipv6Addr>,
     blocked4: Set<'a, Ipv4Addr>,
     blocked6: Set<'a, Ipv6Addr>,
     wild4: Set<'a, Port>,
@@ -199,12 +205,16 @@ impl<'a> Sets<'a> {
             wild6: set(c"wild6", 6, table),
             ports4: set(c"ports4", 7, table),
             ports6: set(c"ports6", 8, table),
+            held4: set(c"held4", 9, table),
+            held6: set(c"held6", 10, table),
         }
     }
 
     fn declare(&self, batch: &mut nftnl::Batch) {
         batch.add(&self.closed4, MsgType::Add);
         batch.add(&self.closed6, MsgType::Add);
+        batch.add(&self.held4, MsgType::Add);
+        batch.add(&self.held6, MsgType::Add);
         batch.add(&self.blocked4, MsgType::Add);
         batch.add(&self.blocked6, MsgType::Add);
         batch.add(&self.wild4, MsgType::Add);
@@ -219,6 +229,12 @@ impl<'a> Sets<'a> {
             match address {
                 IpAddr::V4(address) => self.closed4.add(address),
                 IpAddr::V6(address) => self.closed6.add(address),
+            }
+        }
+        for address in &contents.held {
+            match address {
+                IpAddr::V4(address) => self.held4.add(address),
+                IpAddr::V6(address) => self.held6.add(address),
             }
         }
         for address in &contents.blocked {
@@ -243,6 +259,8 @@ impl<'a> Sets<'a> {
         }
         batch.add_iter(self.closed4.elems_iter(), what);
         batch.add_iter(self.closed6.elems_iter(), what);
+        batch.add_iter(self.held4.elems_iter(), what);
+        batch.add_iter(self.held6.elems_iter(), what);
         batch.add_iter(self.blocked4.elems_iter(), what);
         batch.add_iter(self.blocked6.elems_iter(), what);
         batch.add_iter(self.wild4.elems_iter(), what);
@@ -284,7 +302,7 @@ fn chains(batch: &mut nftnl::Batch, table: &Table, sets: &Sets<'_>) {
         &IPV4,
         &sets.wild4,
         &sets.ports4,
-        &sets.closed4,
+        [&sets.held4, &sets.closed4],
     );
     open_rules(
         batch,
@@ -292,7 +310,7 @@ fn chains(batch: &mut nftnl::Batch, table: &Table, sets: &Sets<'_>) {
         &IPV6,
         &sets.wild6,
         &sets.ports6,
-        &sets.closed6,
+        [&sets.held6, &sets.closed6],
     );
 
     let incoming = chain(table, BLOCKED_IN, Hook::In);
@@ -314,8 +332,8 @@ fn chain<'a>(table: &'a Table, name: &str, hook: Hook) -> Chain<'a> {
     chain
 }
 
-/// Connection requests: to a port with a listener pass (this chain only), else to a closed
-/// address are dropped. `tcp flags & (syn|ack) == syn` comes first, so that no other packet costs
+/// Connection requests: to a held address are dropped; to a port with a listener pass (this chain
+/// only), else to a closed address are dropped. `tcp flags & (syn|ack) == syn` comes first, so that no other packet costs
 /// more than three comparisons.
 fn open_rules<A: SetKey, P: SetKey>(
     batch: &mut nftnl::Batch,
@@ -323,7 +341,7 @@ fn open_rules<A: SetKey, P: SetKey>(
     family: &Family,
     wild: &Set<'_, Port>,
     ports: &Set<'_, P>,
-    closed: &Set<'_, A>,
+    [held, closed]: [&Set<'_, A>; 2],
 ) {
     let requests = |chain| {
         let mut rule = Rule::new(chain);
@@ -338,6 +356,14 @@ fn open_rules<A: SetKey, P: SetKey>(
         rule.add_expr(&Cmp::new(CmpOp::Eq, SYN));
         rule
     };
+    let destination = Load {
+        header: family.destination,
+        word: 0,
+    };
+    let mut rule = requests(chain);
+    counted_drop(&mut rule, &destination, held);
+    batch.add(&rule, MsgType::Add);
+
     let mut rule = requests(chain);
     rule.add_expr(&Load {
         header: DESTINATION_PORT,
@@ -361,14 +387,7 @@ fn open_rules<A: SetKey, P: SetKey>(
     batch.add(&rule, MsgType::Add);
 
     let mut rule = requests(chain);
-    counted_drop(
-        &mut rule,
-        &Load {
-            header: family.destination,
-            word: 0,
-        },
-        closed,
-    );
+    counted_drop(&mut rule, &destination, closed);
     batch.add(&rule, MsgType::Add);
 }
 

@@ -334,7 +334,7 @@ fn all_processes() -> impl Iterator<Item = Pid> {
 }
 
 /// Runs a program to its end; anything but exit 0 is an error that carries what it wrote.
-pub(crate) fn run(command: &mut Command) -> Result<String> {
+pub fn run(command: &mut Command) -> Result<String> {
     let what = format!("{command:?}");
     let out = command
         .stdin(Stdio::null())

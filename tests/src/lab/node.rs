@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Flavor, Netns, Service, Settings, reference, wires, workspace_binary};
+use super::{Flavor, Netns, Service, Settings, packaged, reference, wires, workspace_binary};
 
 /// Links of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +181,7 @@ impl Node {
             bail!("the daemon of node {} is running already", self.pnn);
         }
         let mut command = match self.settings.flavor {
+            Flavor::Ours if self.settings.packaged.is_some() => packaged::daemon_command(self)?,
             Flavor::Ours => {
                 let mut command = Command::new(workspace_binary("CTDBD_BIN", "ctdbd")?);
                 command.arg("-i").env("CTDBD_ROOT", &self.root);

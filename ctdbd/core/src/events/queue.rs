@@ -14,6 +14,10 @@ pub const MAX_WAITING: usize = 2 * ctdb_wire::ids::MAX_ADDRESSES;
 /// An event that has waited this many of its limits is given up.
 pub const PATIENCE: u32 = 10;
 
+/// Begin and end of a takeover run.
+const BEGIN: &str = "startipreallocate";
+const END: &str = "ipreallocated";
+
 /// Number of a run of scripts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RunId(pub u64);
@@ -97,22 +101,26 @@ impl Queue {
         self.waiting.drain(..).map(|(_, order)| order).collect()
     }
 
-    /// Starts what may start. The first that may not holds up everything behind it, but for
-    /// address events of other addresses.
+    /// Starts what may start. The first that may not holds up everything behind it, with three
+    /// exceptions, so that no address waits for the scripts of another one: address events of other
+    /// addresses pass; so does `startipreallocate`, which runs beside address events of earlier
+    /// moves; and an `ipreallocated` that waits for address events is passed by both.
     pub(super) fn start(&mut self, now: BootTime, recovering: bool, out: &mut Vec<Effect>) {
         let mut held: Vec<String> = Vec::new();
         let mut at = 0;
         while let Some((_, order)) = self.waiting.get(at) {
             let address = order.event.of_address().map(str::to_owned);
-            let may = match &address {
-                None => self.running.is_empty() && at == 0,
-                Some(address) => {
-                    let mut others = self.running.values();
-                    others.all(|other| other.event.of_address().is_some_and(|one| one != address))
+            let mut running = self.running.values().map(|other| other.event.of_address());
+            let may = match (&address, order.event.name.as_str()) {
+                (None, BEGIN) => running.all(|other| other.is_some()),
+                (None, _) => self.running.is_empty() && at == 0,
+                (Some(address), _) => {
+                    running.all(|other| other.is_some_and(|one| one != address))
                         && self.running.len() < PARALLEL
                         && !held.contains(address)
                 }
             };
+            let passed = order.event.name == END;
             if may && (!recovering || order.event.during_recovery()) {
                 if let Some((_, order)) = self.waiting.remove(at) {
                     self.begin(now, order, out);
@@ -124,6 +132,7 @@ impl Queue {
                 Some(address) if held.len() < PARALLEL && self.running.len() < PARALLEL => {
                     held.push(address);
                 }
+                None if passed => {}
                 _ => return,
             }
             at += 1;

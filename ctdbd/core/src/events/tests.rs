@@ -194,16 +194,34 @@ fn addresses_do_not_wait_for_each_other() {
     for number in 2..=20 {
         node.end(&format!("takeip eth0 10.0.0.{number} 24"), Ending::Done);
     }
+    // What comes later does not wait for it either, by way of ipreallocated.
     assert_eq!(
         node.names(),
-        ["takeip eth0 10.0.0.1 24"],
+        ["takeip eth0 10.0.0.1 24", "takeip eth0 10.0.0.40 24"],
         "ipreallocated waits for all"
     );
+    node.end("takeip eth0 10.0.0.40 24", Ending::Done);
+    node.ask(33, Event::plain("startipreallocate"));
+    node.ask(34, takeip(41));
+    assert_eq!(
+        node.names(),
+        ["takeip eth0 10.0.0.1 24", "startipreallocate"],
+        "a move begins beside a hung script of the last one"
+    );
+    node.end("startipreallocate", Ending::Done);
+    node.end("takeip eth0 10.0.0.41 24", Ending::Done);
+    assert_eq!(node.names(), ["takeip eth0 10.0.0.1 24"]);
     node.end("takeip eth0 10.0.0.1 24", Ending::TimedOut);
     node.end("releaseip eth0 10.0.0.1 24", Ending::Done);
     assert_eq!(node.names(), ["ipreallocated"]);
+    // Other events wait for all that is before them.
+    node.ask(35, Event::plain("reconfigure"));
+    node.ask(36, takeip(42));
+    assert_eq!(node.names(), ["ipreallocated"]);
     node.end("ipreallocated", Ending::Done);
-    assert_eq!(node.names(), ["takeip eth0 10.0.0.40 24"]);
+    assert_eq!(node.names(), ["reconfigure"]);
+    node.end("reconfigure", Ending::Done);
+    assert_eq!(node.names(), ["takeip eth0 10.0.0.42 24"]);
 }
 
 #[test]

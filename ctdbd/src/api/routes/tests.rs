@@ -21,6 +21,12 @@ fn every_action_survives_the_way_to_another_node() {
         Action::Move { address, to: 2 },
         Action::Reallocate,
         Action::ReloadAddresses,
+        Action::AddAddress {
+            address,
+            prefix: 64,
+            interfaces: vec!["eth0".into(), "bond 1".into()],
+        },
+        Action::RemoveAddress { address },
         Action::Announce {
             address: Some(address),
         },

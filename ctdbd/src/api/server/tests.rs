@@ -105,6 +105,11 @@ async fn every_route_answers_on_the_socket_for_root() {
     let bodies: BTreeMap<&str, &str> = [
         ("NodeRequest", r#"{"seconds":60}"#),
         ("MoveRequest", r#"{"address":"10.77.1.1","to":0}"#),
+        (
+            "AddAddressRequest",
+            r#"{"address":"10.77.1.1","prefix":24,"interfaces":["eth0"]}"#,
+        ),
+        ("RemoveAddressRequest", r#"{"address":"10.77.1.1"}"#),
         ("LinkRequest", r#"{"up":false}"#),
         ("ApplyRequest", r#"{"nodes":[]}"#),
         ("CapabilitiesRequest", r#"{"leader":false}"#),

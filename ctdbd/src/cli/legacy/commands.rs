@@ -7,10 +7,12 @@ use ctdb_wire::api::{
     AddressView, DaemonView, Done, EventRunView, InterfacesView, NodeVerb, NodeView, NodesView,
     ReloadView, Snapshot, TunablesView,
 };
+use ctdb_wire::client::packet::INVALID_GENERATION;
 use ctdb_wire::ids::{NodeFlags, RunState};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
+use super::controls;
 use super::text::{self, Shown};
 use super::{End, Tool};
 use crate::api::routes::encode_segment;
@@ -36,7 +38,14 @@ pub(super) fn version(tool: &mut Tool, _: &[String]) -> Result {
 
 pub(super) fn status(tool: &mut Tool, args: &[String]) -> Result {
     no_args(args)?;
-    let snapshot: Snapshot = tool.get("GET_NODEMAP", "/v1/status")?;
+    let mut snapshot: Snapshot = tool.get("GET_NODEMAP", "/v1/status")?;
+    if !tool.options.machine
+        && let Some((mode, map)) = controls::databases(tool)
+    {
+        snapshot.recovery_mode = mode;
+        snapshot.generation = (map.generation != INVALID_GENERATION).then_some(map.generation);
+        snapshot.vnn_map = map.map;
+    }
     let text = if tool.options.json {
         text::status_json(&snapshot)
     } else {
@@ -478,6 +487,16 @@ pub(super) fn unban(tool: &mut Tool, args: &[String]) -> Result {
 
 pub(super) fn ban(tool: &mut Tool, args: &[String]) -> Result {
     let [word] = args else { return Err(End::Usage) };
+    // The old tool looks at the node before it reads the time.
+    if has_flag(tool, NodeFlags::BANNED)?.1 {
+        return set_flag(
+            tool,
+            NodeVerb::Ban,
+            NodeFlags::BANNED,
+            "is already banned",
+            "ban",
+        );
+    }
     // Without a text, as the old tool does.
     let Ok(seconds) = word.parse::<u32>() else {
         return Ok(INVALID);
@@ -509,15 +528,8 @@ fn set_flag(
     change(tool, verb, flag, already, failed, &json!({}))
 }
 
-/// Sets or clears a flag of the target, unless it is so already.
-fn change(
-    tool: &mut Tool,
-    verb: NodeVerb,
-    flag: NodeFlags,
-    already: &str,
-    failed: &str,
-    body: &Value,
-) -> Result {
+/// The target, and whether it has that flag.
+fn has_flag(tool: &Tool, flag: NodeFlags) -> std::result::Result<(u32, bool), End> {
     let view: NodesView = tool
         .client
         .get("/v1/nodes")
@@ -527,6 +539,19 @@ fn change(
         .nodes
         .iter()
         .any(|node| node.pnn == target && node.flags.contains(flag));
+    Ok((target, set))
+}
+
+/// Sets or clears a flag of the target, unless it is so already.
+fn change(
+    tool: &mut Tool,
+    verb: NodeVerb,
+    flag: NodeFlags,
+    already: &str,
+    failed: &str,
+    body: &Value,
+) -> Result {
+    let (target, set) = has_flag(tool, flag)?;
     let sets = matches!(verb, NodeVerb::Disable | NodeVerb::Stop | NodeVerb::Ban);
     if set == sets {
         tool.complain(&format!("Node {target} {already}"));

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::text;
 use super::{End, Tool};
 use crate::api::routes::encode_segment;
+use crate::cli::client::ClientError;
 use crate::cli::conntrack::parse;
 
 type Result = std::result::Result<u8, End>;
@@ -31,7 +32,7 @@ pub(super) fn get(tool: &mut Tool, args: &[String]) -> Result {
     };
     let address: IpAddr = word
         .parse()
-        .map_err(|_| End::error(format!("Failed to parse '{word}'")))?;
+        .map_err(|_| End::error(format!("Invalid IP address {word}")))?;
     // As the old tool, which asks for port 0 if none is given.
     let port = port.filter(|port| *port != 0);
     let server = match port {
@@ -40,6 +41,11 @@ pub(super) fn get(tool: &mut Tool, args: &[String]) -> Result {
     };
     let path = tool.at(&format!("/v1/connections/{}", encode_segment(&server)));
     let view: ConnectionsView = tool.client.get(&path).map_err(|error| {
+        if matches!(&error, ClientError::Refused(refusal) if refusal.status == 404) {
+            return End::error(
+                "Control GET_TCP_TICKLE_LIST failed, ret=1\nFailed to get list of connections",
+            );
+        }
         tool.failed("GET_TCP_TICKLE_LIST", &error, || {
             "Failed to get list of connections".to_owned()
         })

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Run, commands, connections};
+use super::{Run, commands, connections, controls, databases};
 
 /// Where a command may be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,10 +75,34 @@ pub const COMMANDS: &[Command] = &[
         commands::get_variable,
     ),
     any(
+        "setvar",
+        "<name> <value>",
+        "set a tunable variable",
+        controls::set_variable,
+    ),
+    any(
         "listvars",
         "",
         "list tunable variables",
         commands::list_variables,
+    ),
+    any(
+        "statistics",
+        "",
+        "show ctdb statistics",
+        controls::statistics,
+    ),
+    any(
+        "statisticsreset",
+        "",
+        "reset ctdb statistics",
+        controls::statistics_reset,
+    ),
+    any(
+        "stats",
+        "[count]",
+        "show rolling statistics",
+        controls::stats,
     ),
     any("ip", "[all]", "show public ips", commands::ip),
     any(
@@ -95,12 +119,31 @@ pub const COMMANDS: &[Command] = &[
         commands::set_interface_link,
     ),
     any(
+        "process-exists",
+        "<pid> [<srvid>]",
+        "check if a process exists on a node",
+        controls::process_exists,
+    ),
+    any("getdbmap", "", "show attached databases", databases::list),
+    any(
+        "getdbstatus",
+        "<dbname|dbid>",
+        "show database status",
+        databases::status,
+    ),
+    any(
         "getcapabilities",
         "",
         "show node capabilities",
         commands::capabilities,
     ),
-    local("pnn", "", "show the pnn of the current node", commands::pnn),
+    local("pnn", "", "show the pnn of the currnet node", commands::pnn),
+    local(
+        "lvs",
+        "leader|list|status",
+        "show lvs configuration",
+        controls::lvs,
+    ),
     any(
         "setdebug",
         "ERROR|WARNING|NOTICE|INFO|DEBUG",
@@ -108,6 +151,24 @@ pub const COMMANDS: &[Command] = &[
         commands::set_debug,
     ),
     any("getdebug", "", "get debug level", commands::get_debug),
+    local(
+        "attach",
+        "<dbname> [persistent|replicated]",
+        "attach a database",
+        databases::attach,
+    ),
+    any(
+        "dumpmemory",
+        "",
+        "dump ctdbd memory map",
+        controls::dump_memory,
+    ),
+    any(
+        "rddumpmemory",
+        "",
+        "dump recoverd memory map",
+        controls::dump_recovery_memory,
+    ),
     any("getpid", "", "get ctdbd process ID", commands::pid),
     any("disable", "", "disable a node", commands::disable),
     any("enable", "", "enable a node", commands::enable),
@@ -117,7 +178,7 @@ pub const COMMANDS: &[Command] = &[
         class: Class::WithoutDaemon,
         ..any(
             "scriptstatus",
-            "[event]",
+            "[init|setup|startup|monitor|takeip|releaseip|ipreallocated]",
             "show event script status",
             commands::script_status,
         )
@@ -125,6 +186,7 @@ pub const COMMANDS: &[Command] = &[
     any("ban", "<bantime>", "ban a node", commands::ban),
     any("unban", "", "unban a node", commands::unban),
     any("shutdown", "", "shutdown ctdb daemon", commands::shutdown),
+    any("recover", "", "force recovery", controls::recover),
     any(
         "sync",
         "",
@@ -146,26 +208,26 @@ pub const COMMANDS: &[Command] = &[
     any(
         "gettickles",
         "<ip> [<port>]",
-        "get the list of tickles registered for this ip",
+        "get the list of tickles",
         connections::get,
     ),
     any(
         "addtickle",
-        "[<ip>:<port> <ip>:<port>]",
-        "add a tickle for this ip",
+        "<ip>:<port> <ip>:<port>",
+        "add a tickle",
         connections::add,
     ),
     any(
         "deltickle",
-        "[<ip>:<port> <ip>:<port>]",
-        "delete a tickle from this ip",
+        "<ip>:<port> <ip>:<port>",
+        "delete a tickle",
         connections::del,
     ),
     Command {
         class: Class::WithoutDaemon,
         ..any(
             "tickle",
-            "[<srcip:port> <dstip:port>]",
+            "<srcip:port> <dstip:port>",
             "send a tcp tickle ack",
             connections::tickle,
         )
@@ -185,7 +247,37 @@ pub const COMMANDS: &[Command] = &[
         "move an ip address to another node",
         commands::move_ip,
     ),
+    any(
+        "addip",
+        "<ip/mask> <iface>",
+        "add an ip address to a node",
+        controls::add_ip,
+    ),
+    any(
+        "delip",
+        "<ip>",
+        "delete an ip address from a node",
+        controls::delete_ip,
+    ),
     any("leader", "", "show the pnn of the leader", commands::leader),
+    local(
+        "natgw",
+        "leader|list|status",
+        "show natgw configuration",
+        controls::natgw,
+    ),
+    any(
+        "setdbreadonly",
+        "<dbname|dbid>",
+        "enable readonly records",
+        databases::set_readonly,
+    ),
+    any(
+        "setdbsticky",
+        "<dbname|dbid>",
+        "enable sticky records",
+        databases::set_sticky,
+    ),
     any(
         "getreclock",
         "",
@@ -204,6 +296,27 @@ pub const COMMANDS: &[Command] = &[
         "set LEADER role",
         commands::set_leader_role,
     ),
+    Command {
+        class: Class::WithoutDaemon,
+        ..any(
+            "checktcpport",
+            "<port>",
+            "check if a service is bound to a specific tcp port or not",
+            controls::check_tcp_port,
+        )
+    },
+    local(
+        "getdbseqnum",
+        "<dbname|dbid>",
+        "get database sequence number",
+        databases::sequence_number,
+    ),
+    any(
+        "dbstatistics",
+        "<dbname|dbid>",
+        "show database statistics",
+        databases::statistics,
+    ),
     any(
         "nodestatus",
         "[all|<pnn-list>]",
@@ -219,7 +332,7 @@ pub const COMMANDS: &[Command] = &[
     local(
         "reloadnodes",
         "",
-        "reload the nodes file on all nodes",
+        "reload the nodes file all nodes",
         commands::reload_nodes,
     ),
 ];
@@ -236,15 +349,16 @@ fn line(command: &Command) -> String {
     )
 }
 
+/// What `--usage` prints.
+pub const BRIEF: &str = "\
+Usage: [-?YXjv] [-?|--help] [--usage] [-d|--debug=STRING]
+        [-t|--timelimit=INT] [-n|--node=INT] [-Y] [-x|--separator=CHAR]
+        [-X] [-j|--json] [-v|--verbose] [-T|--maxruntime=INT]
+";
+
 /// What a wrong number of arguments prints.
 pub fn usage_of(command: &Command) -> String {
-    format!(
-        "Usage: [-?YXjv] [-?|--help] [--usage] [-d|--debug=STRING]\n\
-         \x20       [-t|--timelimit=INT] [-n|--node=INT] [-Y] [-x|--separator=CHAR]\n\
-         \x20       [-X] [-j|--json] [-v|--verbose] [-T|--maxruntime=INT]\n\n\
-         Commands:\n{}",
-        line(command)
-    )
+    format!("{BRIEF}\nCommands:\n{}", line(command))
 }
 
 /// What the tool prints without a command.

@@ -13,6 +13,8 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde::ser::{SerializeMap as _, Serializer};
 
+pub mod statistics;
+
 /// How a command is to print.
 #[derive(Clone, Copy, Debug)]
 pub struct Style<'a> {
@@ -120,7 +122,7 @@ pub fn status(snapshot: &Snapshot, style: Style) -> String {
     }
     let mut text = node_count(&snapshot.nodes);
     text.extend(present.map(|node| node_line(node, snapshot.node)));
-    match snapshot.generation {
+    match generation(snapshot) {
         Some(generation) => _ = writeln!(text, "Generation:{generation}"),
         None => text.push_str("Generation:INVALID\n"),
     }
@@ -131,6 +133,14 @@ pub fn status(snapshot: &Snapshot, style: Style) -> String {
     let mode = recovery_mode(snapshot.recovery_mode);
     _ = writeln!(text, "Recovery mode:{mode} ({})", snapshot.recovery_mode);
     text + "Leader:" + &leader(snapshot.leader)
+}
+
+/// An inactive node has no part in the databases, so that none is valid there.
+fn generation(snapshot: &Snapshot) -> Option<u32> {
+    let inactive = |node: &NodeView| node.pnn == snapshot.node && node.flags.is_inactive();
+    snapshot
+        .generation
+        .filter(|_| !snapshot.nodes.iter().any(inactive))
 }
 
 fn recovery_mode(mode: u32) -> &'static str {
@@ -247,7 +257,7 @@ pub fn status_json(snapshot: &Snapshot) -> String {
             nodes: NodesJson(nodes.collect()),
         },
         vnn_status: VnnStatusJson {
-            generation: snapshot.generation,
+            generation: generation(snapshot),
             size: snapshot.vnn_map.len(),
             vnn_map: vnn_map
                 .map(|(hash, lmaster)| VnnJson {
