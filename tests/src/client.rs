@@ -19,6 +19,15 @@ use ctdb_wire::client::packet::{
 /// Longest wait for an answer, unless told.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Whether a read that failed so is to be tried again. Signals come from the engine, which ends its
+/// own waits by them.
+fn is_passing(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
+}
+
 /// The answer to a control.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
@@ -139,7 +148,7 @@ impl Client {
             match self.stream.read(&mut bytes) {
                 Ok(0) => bail!("the daemon closed the connection"),
                 Ok(count) => self.buffer.extend_from_slice(&bytes[..count]),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(e) if is_passing(e.kind()) => {}
                 Err(e) => return Err(e).context("reading"),
             }
         }
@@ -356,7 +365,7 @@ impl Client {
                 Ok(0) => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(()),
                 Ok(_) => {}
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(e) if is_passing(e.kind()) => {}
                 Err(e) => return Err(e).context("reading"),
             }
         }
