@@ -21,6 +21,8 @@ mod jobs;
 pub mod lineage;
 pub mod mailbox;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::path::PathBuf;

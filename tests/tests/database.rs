@@ -114,4 +114,106 @@ fn ctdbs_tool_works_with_databases_of_three_nodes() {
     ] {
         good(a, words);
     }
+    operators_commands(&lab);
+    restart(&lab);
+    damaged(&lab);
+}
+
+/// Backups, restores, wipes, detaching, and the commands that read a file by themselves.
+fn operators_commands(lab: &Lab) {
+    let [a, b, c] = [0, 1, 2].map(|index| lab.node(index));
+    for name in ["kept.tdb", "volatile.tdb"] {
+        let file = lab.dir().join(format!("{name}.backup"));
+        let file = file.to_str().unwrap();
+        if name == "kept.tdb" {
+            good(a, &["pstore", name, "restored", "as it was"]);
+        } else {
+            good(a, &["writekey", name, "restored", "as it was"]);
+        }
+        good(a, &["backupdb", name, file]);
+        let dump = good(a, &["dumpdbbackup", file]);
+        assert!(dump.contains("as it was"), "{dump}");
+        good(b, &["wipedb", name]);
+        for node in [a, b, c] {
+            let all = good(node, &["catdb", name]);
+            assert!(!all.contains("as it was"), "{all}");
+        }
+        good(c, &["restoredb", file, name]);
+        for node in [a, b, c] {
+            let read = if name == "kept.tdb" {
+                good(node, &["pfetch", name, "restored"])
+            } else {
+                good(node, &["readkey", name, "restored"])
+            };
+            assert!(read.contains("as it was"), "{name}: {read}");
+        }
+    }
+    // It goes on after that.
+    good(b, &["pstore", "kept.tdb", "restored", "anew"]);
+    assert!(good(c, &["pfetch", "kept.tdb", "restored"]).contains("anew"));
+    assert!(good(c, &["cattdb", "kept.tdb"]).contains("anew"));
+    let input = lab.dir().join("transaction");
+    std::fs::write(&input, "\"one\" \"1\"\n\"two\" \"2\"\n").unwrap();
+    good(a, &["ptrans", "kept.tdb", input.to_str().unwrap()]);
+    assert!(good(b, &["pfetch", "kept.tdb", "two"]).contains('2'));
+    // Detaching is allowed where attaching is not.
+    let (refused, code) = tool(a, &["detach", "volatile.tdb"]);
+    assert_ne!(code, Some(0), "{refused}");
+    for node in [a, b, c] {
+        good(node, &["setvar", "AllowClientDBAttach", "0"]);
+    }
+    good(a, &["detach", "volatile.tdb"]);
+    for node in [a, b, c] {
+        eventually("it is detached everywhere", || {
+            !good(node, &["getdbmap"]).contains("volatile.tdb")
+        });
+        good(node, &["setvar", "AllowClientDBAttach", "1"]);
+    }
+}
+
+/// All daemons end and start again: what was acknowledged is there, what is volatile is not.
+fn restart(lab: &Lab) {
+    for node in lab.nodes() {
+        node.stop_graceful(LONG).unwrap();
+    }
+    lab.start_daemons().unwrap();
+    lab.wait_all_healthy(LONG).unwrap();
+    for node in lab.nodes() {
+        let read = good(node, &["pfetch", "kept.tdb", "one"]);
+        assert!(read.contains('1'), "node {}: {read}", node.pnn());
+        let map = good(node, &["getdbmap"]);
+        assert!(!map.contains("copied.tdb"), "{map}");
+    }
+}
+
+/// A damaged copy is kept aside and replaced by another node's.
+fn damaged(lab: &Lab) {
+    let victim = lab.node(2);
+    let map = good(victim, &["getdbmap"]);
+    let path = map
+        .lines()
+        .find_map(|line| {
+            let (_, path) = line.split_once("name:kept.tdb path:")?;
+            path.split_whitespace().next()
+        })
+        .expect("its path");
+    let path = std::path::Path::new(path);
+    victim.stop_graceful(LONG).unwrap();
+    let length = std::fs::metadata(path).unwrap().len();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    // The heads of all chains lead nowhere.
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xEE; 4096], 168 + 8).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), length);
+    victim.start_daemon().unwrap();
+    lab.wait_all_healthy(LONG).unwrap();
+    let read = good(victim, &["pfetch", "kept.tdb", "one"]);
+    assert!(read.contains('1'), "{read}");
+    let directory = std::fs::read_dir(path.parent().unwrap()).unwrap();
+    let aside = directory
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .any(|name| name.contains(".corrupted."));
+    assert!(aside, "the damaged file is kept");
+    good(victim, &["pstore", "kept.tdb", "after", "that"]);
+    let read = good(lab.node(0), &["pfetch", "kept.tdb", "after"]);
+    assert!(read.contains("that"), "{read}");
 }

@@ -3,7 +3,7 @@
 
 use ctdb_db::cluster::{self, CallKind, Change, Kind, View, message::MAX_MESSAGE};
 use ctdb_db::record::{LtdbHeader, RecordFlags, Rsn};
-use ctdb_wire::client::codec::{Encode as _, decode_all};
+use ctdb_wire::client::codec::{Encode as _, Reader};
 use ctdb_wire::client::control::{Reply, Request};
 use ctdb_wire::client::packet::{
     Body, Call, CallId, Control, ControlFlags, Message, ReplyCall, ReplyError,
@@ -369,14 +369,8 @@ impl Hub {
                 Reply::OptionalText(health).encode(&mut self.payload);
                 Verdict::Status(0)
             }
-            Request::DbSetHealthy(id) => match self.databases.get(*id) {
-                // What makes a copy healthy is a recovery.
-                Some(entry) => {
-                    entry.mailbox.post(Item::Recover);
-                    Verdict::Status(0)
-                }
-                None => Verdict::Failed,
-            },
+            // What makes a copy healthy is a recovery, which replaces it.
+            Request::DbSetHealthy(id) if self.databases.get(*id).is_some() => Verdict::Status(0),
             Request::GetDbSeqnum([id, _]) => self.question(origin, *id, Question::Seqnum),
             Request::GetDbStatistics(id) => self.question(origin, *id, Question::Statistics),
             Request::EnableSeqnum(id) => {
@@ -591,8 +585,8 @@ impl Hub {
         else {
             return false;
         };
-        let records = decode_all::<RecBuffer<'_>>(data).ok();
-        let records = records.filter(|buffer| buffer.db_id == entry.id);
+        // The address says which database it is: the buffer may name that of the backup, or none.
+        let records = Reader::new(data).value::<RecBuffer<'_>>().ok();
         if let Some(records) = records.as_ref().and_then(changes) {
             if !entry.mailbox.offer(Item::Records(records)) {
                 tracing::error!(name = entry.name, "records of a restore have no room");
@@ -638,9 +632,9 @@ impl Hub {
                         self.send(client, 0, Body::Message(Message { srvid, data }));
                     }
                 }
-                Output::Served { first, .. } => {
+                Output::Served { db, first } => {
                     let table = self.databases.table.as_mut();
-                    if table.is_some_and(|table| table.served(first)) {
+                    if table.is_some_and(|table| table.served(db, first)) {
                         self.deliver(srvid::RECONFIGURE, &[]);
                     }
                 }

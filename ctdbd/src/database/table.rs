@@ -387,8 +387,12 @@ impl Table {
         }
     }
 
-    /// A database is served again. True if all are, and clients are to be told.
-    pub fn served(&mut self, first: bool) -> bool {
+    /// A database is served, perhaps again. True if all are, and clients are to be told.
+    pub fn served(&mut self, id: u32, first: bool) -> bool {
+        // A damaged copy is replaced before its database is served.
+        if let Some(entry) = self.get_mut(id) {
+            entry.health = None;
+        }
         self.recovered |= !first;
         if self.recovered && !self.is_recovering() {
             self.recovered = false;

@@ -34,6 +34,8 @@ const ALL_RECORDS: u64 = u64::MAX;
 /// Least pause before a wake-up that the machine wants at once.
 const PAUSE: Duration = Duration::from_micros(20);
 
+/// Arrivals within a second that are worth a line in the log.
+const HOT: u32 = 64;
 /// Pause before a busy record is tried again that could not be waited for.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -647,9 +649,10 @@ impl Worker {
                 %db, ?since, file = %self.store.path().display(),
                 "a process keeps a record locked and holds up a freeze; `ctdb db file users` names it"
             ),
-            Note::Hot { key, count } => {
+            Note::Hot { key, count } if count >= HOT => {
                 tracing::info!(%db, ?key, count, "a record goes round often");
             }
+            Note::Hot { .. } => {}
             Note::Hops(hops) => tracing::info!(%db, hops, "a call went round for long"),
             Note::Vacuumed { removed, took } => {
                 tracing::debug!(%db, removed, ?took, "vacuumed");
