@@ -17,6 +17,8 @@ mod send;
 mod tickling;
 
 #[cfg(test)]
+mod scale;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
@@ -313,9 +315,12 @@ impl Table {
         } else {
             source
         };
-        if let Some(ended) = &mut own.frozen {
-            // Its client has not been told: the next host needs to know it.
-            if source.has(Sources::KERNEL) {
+        if let Some(ended) = &mut own.frozen
+            && !source.has(Sources::MANUAL)
+        {
+            // Its client has not been told: the next host needs to know it. That a process has
+            // gone says little while the kernel shows the socket.
+            if source.has(Sources::KERNEL) || !known.sources.has(Sources::KERNEL) {
                 ended.insert(key);
             }
             return;
@@ -323,6 +328,9 @@ impl Table {
         let sources = known.sources.without(ends);
         if sources.is_empty() {
             own.entries.remove(&key);
+            if let Some(ended) = &mut own.frozen {
+                ended.remove(&key);
+            }
             self.own_count -= 1;
             self.counters.closed += 1;
         } else if sources == known.sources {
@@ -517,6 +525,24 @@ impl Table {
             })
         });
         own.chain(replicas).chain(orphans)
+    }
+
+    /// All connections to one address, each once, whoever has them.
+    pub fn connections_to(&self, address: IpAddr) -> BTreeSet<Ends> {
+        let own = self.own.get(&address).map(|own| &own.entries);
+        let replicas = self.replicas.iter();
+        let replicas = replicas.filter_map(|replica| replica.addresses.get(&address));
+        let known = own.into_iter().chain(replicas).flat_map(Entries::iter);
+        let orphans = self.orphans.get(&address).into_iter().flatten();
+        let keys = known.map(|(key, _)| key).chain(orphans);
+        keys.map(|key| ends(address, key)).collect()
+    }
+
+    /// This node's connections to one address.
+    pub fn own_to(&self, address: IpAddr) -> impl Iterator<Item = (Ends, Meta)> {
+        let entries = self.own.get(&address).map(|own| own.entries.iter());
+        let entries = entries.into_iter().flatten();
+        entries.map(move |(key, meta)| (ends(address, key), meta))
     }
 
     /// What is known of an own connection.

@@ -7,7 +7,6 @@
 //! * `databases`: calls and controls about databases, and what databases say
 //!   ([`crate::database`]).
 //! * `steward`: messages that CTDB's recovery daemon took.
-//! * [`tickles`]: the connections of public addresses, as clients tell them.
 //! * `links`: frames to other nodes, in order, within the bounds of the links.
 //! * `socket`: the Unix socket and the task of each connection.
 //!
@@ -32,12 +31,12 @@ pub mod socket;
 mod steward;
 #[cfg(test)]
 mod tests;
-pub mod tickles;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ctdb_conntrack::table::Ends;
 use ctdb_db::cluster::View;
 use ctdb_wire::api::{Action, ApiError, Snapshot};
 use ctdb_wire::client::srvid;
@@ -49,9 +48,10 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::config::{Tunable, Tunables};
 use crate::database::table::Table;
 use crate::database::{self, Outlet, Output};
+use crate::failover::connections::{Connections, Teller};
 use crate::messaging::registry::ClientId;
 use crate::transport::{Relays, TransportHandle};
-use hub::{Effect, Hub};
+use hub::{Effect, Hub, Origin};
 use links::Links;
 pub use socket::StartError;
 
@@ -98,11 +98,14 @@ pub struct Setup {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// To the main loop.
     pub asks: mpsc::Sender<Ask>,
+    /// To the connection table, if there is one.
+    pub connections: Option<Connections>,
 }
 
 struct Inner {
     hub: Hub,
     links: Links,
+    table: Teller,
 }
 
 struct Shared {
@@ -143,6 +146,7 @@ impl Clients {
                 inner: Mutex::new(Inner {
                     hub,
                     links: Links::default(),
+                    table: Teller::new(setup.connections),
                 }),
                 asks: setup.asks,
                 nodes_file: setup.nodes_file,
@@ -205,10 +209,11 @@ impl Clients {
     /// were sent something.
     fn with<T>(&self, take_in: impl FnOnce(&mut Hub) -> T) -> (T, NodeSet) {
         let mut inner = self.lock();
-        let Inner { hub, links } = &mut *inner;
+        let Inner { hub, links, table } = &mut *inner;
         let result = take_in(hub);
         let mut sent_to = NodeSet::EMPTY;
         let mut rest = Vec::new();
+        let mut lists = Vec::new();
         for effect in hub.take_effects() {
             match effect {
                 Effect::Frame(to, frame) => {
@@ -217,6 +222,12 @@ impl Clients {
                     }
                     links.send(to, frame);
                 }
+                Effect::Connection(said) => table.say(said),
+                Effect::Connections(origin, address) => {
+                    let (reply, answer) = oneshot::channel();
+                    table.list(address.ip(), address.port(), reply);
+                    lists.push((origin, address, answer));
+                }
                 other => rest.push(other),
             }
         }
@@ -224,12 +235,28 @@ impl Clients {
         for effect in rest {
             self.carry_out(effect);
         }
+        for (origin, address, answer) in lists {
+            self.await_list(origin, address, answer);
+        }
         (result, sent_to)
+    }
+
+    fn await_list(
+        &self,
+        origin: Origin,
+        address: SocketAddr,
+        answer: oneshot::Receiver<Vec<Ends>>,
+    ) {
+        let clients = self.clone();
+        tokio::spawn(async move {
+            let list = answer.await.ok();
+            clients.with(|hub| hub.connection_list(origin, address, list));
+        });
     }
 
     fn carry_out(&self, effect: Effect) {
         match effect {
-            Effect::Frame(..) => {}
+            Effect::Frame(..) | Effect::Connection(_) | Effect::Connections(..) => {}
             Effect::Ask(kind, then) => {
                 let (reply, answer) = oneshot::channel();
                 if self.shared.asks.try_send(Ask { kind, reply }).is_err() {
@@ -269,6 +296,7 @@ impl Clients {
     /// Time passes; the main loop calls it with each of its ticks.
     pub fn tick(&self, now: BootTime) {
         self.with(|hub| hub.tick(now));
+        self.lock().table.flush();
     }
 
     /// How many clients are connected.

@@ -9,6 +9,7 @@ mod actions;
 mod addresses;
 mod database;
 mod events;
+mod explain;
 mod generation;
 mod history;
 mod node;
@@ -281,7 +282,7 @@ impl Daemon {
             .map_err(system("cannot start the guard"))?;
         let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let (ask, asks) = mpsc::channel(clients::ASKS);
-        let clients = Clients::new(settings.clients(snapshots.clone(), ask));
+        let clients = Clients::new(settings.clients(snapshots.clone(), ask, connections.clone()));
         let mut transport = settings.transport(incarnation);
         transport.relays = clients.relays();
         let (transport, links) = Transport::start(transport)?;

@@ -259,6 +259,13 @@ fn connections_are_known_on_all_nodes_shown_and_forgotten() {
     ];
     let detail = lab.node(0).ctdb_json(&words).unwrap();
     assert_eq!(detail["state"], "ESTABLISHED");
+    // The service has greeted its client, which has said nothing.
+    assert!(detail["pid"].as_u64().unwrap() > 1, "{detail}");
+    assert!(detail["command"].is_string(), "{detail}");
+    assert!(detail["bytes_acked"].as_u64().unwrap() > 0, "{detail}");
+    assert_eq!(detail["bytes_received"], 0, "{detail}");
+    let group = detail["cgroup"].as_str();
+    assert!(group.is_none_or(|group| group.starts_with('/')), "{detail}");
     assert!(
         detail["connection"]["sources"]
             .as_array()
@@ -429,17 +436,35 @@ fn a_node_that_joins_gets_the_whole_table() {
         .unwrap();
     lab.node(late).start_daemon().unwrap();
     lab.wait_all_healthy(LONG).unwrap();
-    let alive = held
-        .records()
-        .iter()
-        .filter(|told| told.told.is_none())
-        .count();
-    assert!(alive >= 100, "{alive}");
-    wait_until("the newcomer to know all", LONG, || {
-        let count = |pnn| known(lab.node(pnn)).len();
-        count(late) == count(leader) && count(late) >= alive
-    })
-    .unwrap();
+    // Whose address moved to the newcomer after all connects anew.
+    let alive = || {
+        let records = held.records();
+        let untold = records.iter().filter(|told| told.told.is_none());
+        untold.count()
+    };
+    assert!(alive() >= 100, "{}", alive());
+    let mut last = String::new();
+    let same = wait_until("the newcomer to know all", LONG, || {
+        let [newcomer, other] = [late, leader].map(|pnn| {
+            let list = known(lab.node(pnn)).into_iter();
+            list.collect::<std::collections::BTreeSet<_>>()
+        });
+        last = format!(
+            "{} alive, {} and {} known\nnewcomer only: {:?}\nother only: {:?}",
+            alive(),
+            newcomer.len(),
+            other.len(),
+            newcomer.difference(&other).collect::<Vec<_>>(),
+            other.difference(&newcomer).collect::<Vec<_>>()
+        );
+        newcomer == other && newcomer.len() >= alive()
+    });
+    assert!(
+        same.is_ok(),
+        "{last}\n{}\n{}",
+        counts(lab.node(late)),
+        counts(lab.node(leader))
+    );
     lab.end().unwrap();
 }
 

@@ -14,4 +14,19 @@ fn it_keeps_all_promises() {
     assert!(shown.status.success(), "{text}\n{shown:?}");
     assert!(text.contains("demo: all promises kept"), "{text}");
     assert!(text.contains(" 0 by a second node"), "{text}");
+    // Who held something open was told, and works again; both times are shown.
+    let held = text.split("works again\n").nth(1).unwrap_or_default();
+    for client in [
+        "sftp transfer",
+        "SMB session",
+        "TCP, idle, ",
+        "TCP, sending, ",
+    ] {
+        let line = held.lines().find(|line| line.starts_with(client));
+        let line = line.unwrap_or_else(|| panic!("no {client} in {text}"));
+        let times = line
+            .split_whitespace()
+            .filter(|word| ["ms", "s"].contains(word));
+        assert_eq!(times.count(), 2, "{line}");
+    }
 }

@@ -375,6 +375,66 @@ fn what_an_operator_registered_stays_until_it_is_taken_out() {
 }
 
 #[test]
+fn what_samba_registered_ends_with_its_process_or_is_told_by_the_next_host() {
+    let mut table = started(0);
+    let samba = Meta {
+        since: 5,
+        sources: Sources::SAMBA,
+    };
+    let [one, two, three] = [1, 2, 3].map(|client| connection(address(1), client));
+    // The kernel's and the process's word are one connection; it stands until both are gone.
+    table.handle(at(0), Input::Opened(one, samba));
+    table.handle(at(0), Input::Opened(one, kernel(6)));
+    let both = Sources::SAMBA.union(Sources::KERNEL);
+    assert_eq!(table.own(one).unwrap().sources, both);
+    table.handle(at(1), Input::Closed(one, Sources::SAMBA));
+    assert_eq!(table.own(one).unwrap().sources, Sources::KERNEL);
+    // Known to the kernel no more: the process's word does not hold it.
+    table.handle(at(2), Input::Opened(one, samba));
+    table.handle(at(2), Input::Closed(one, Sources::KERNEL));
+    assert_eq!(table.own(one), None);
+    // Released: a process that goes leaves its connection to the next host, but an operator's word
+    // counts.
+    table.handle(at(3), Input::Taken(vec![address(1)], tenure(1)));
+    for ends in [one, two, three] {
+        table.handle(at(4), Input::Opened(ends, samba));
+    }
+    table.handle(at(5), Input::Opened(two, kernel(7)));
+    table.handle(at(6), Input::Frozen(vec![address(1)]));
+    for ends in [one, two] {
+        table.handle(at(7), Input::Closed(ends, Sources::SAMBA));
+    }
+    let by_hand = Sources::MANUAL.union(Sources::SAMBA);
+    table.handle(at(7), Input::Closed(three, by_hand));
+    assert_eq!(table.connections_to(address(1)), [one, two].into());
+    // It comes back: whose socket the kernel shows goes on, the other's client is told.
+    let effects = table.handle(at(8), Input::Taken(vec![address(1)], tenure(2)));
+    assert_eq!(tickled(&effects), [one]);
+    assert_eq!(table.connections_to(address(1)), [two].into());
+    let left: Vec<Ends> = table.own_to(address(1)).map(|(ends, _)| ends).collect();
+    assert_eq!(left, [two]);
+}
+
+#[test]
+fn the_list_of_an_address_has_each_connection_once() {
+    let mut table = started(0);
+    let [own, peers] = [1, 2].map(|client| connection(address(1), client));
+    table.handle(at(0), Input::Opened(own, kernel(1)));
+    for peer in [1, 2] {
+        table.handle(at(0), Input::LinkUp(pnn(peer), Incarnation(1)));
+        let changes = [own, peers].map(|ends| Change {
+            address: address(1),
+            key: ends.split().1,
+            now: Some(kernel(1)),
+        });
+        let frame = ConnectionFrame::Changes(changes.to_vec());
+        table.handle(at(1), Input::Frame(pnn(peer), frame));
+    }
+    assert_eq!(table.connections_to(address(1)), [own, peers].into());
+    assert_eq!(table.connections_to(address(2)), BTreeSet::new());
+}
+
+#[test]
 fn a_peer_gets_no_more_room_than_a_node_may_have() {
     let mut config = config(0);
     config.max_connections = 100;

@@ -3,16 +3,22 @@
 
 use std::net::IpAddr;
 
-use ctdb_wire::api::{Action, ApiError, NodeEntry, NodeVerb};
+use ctdb_wire::api::{Action, ApiError, NodeVerb};
 use ctdb_wire::ids::Pnn;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::log::LogLevel;
 
+mod bodies;
 mod connections;
+mod http;
 mod segment;
 
+use bodies::{
+    AddBody, AnnounceBody, ApplyBody, CapabilitiesBody, EventBody, LevelBody, LinkBody, MoveBody,
+    NodeBody, Nothing, ReloadBody, RemoveBody, ScriptBody,
+};
+pub use http::http_of;
 use segment::decode_segment;
 pub use segment::encode_segment;
 
@@ -154,90 +160,6 @@ impl Input<'_> {
     fn no_body(&self) -> Result<(), ApiError> {
         self.json::<Nothing>().map(|Nothing {}| ())
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NodeBody {
-    seconds: Option<u32>,
-    reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MoveBody {
-    address: IpAddr,
-    to: Pnn,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AddBody {
-    address: IpAddr,
-    prefix: u8,
-    interfaces: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RemoveBody {
-    address: IpAddr,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AnnounceBody {
-    address: Option<IpAddr>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ReloadBody {
-    #[serde(default)]
-    dry_run: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ApplyBody {
-    nodes: Vec<NodeEntry>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LinkBody {
-    up: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LevelBody {
-    level: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EventBody {
-    args: Option<Vec<String>>,
-    seconds: Option<u32>,
-    all: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ScriptBody {
-    enable: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CapabilitiesBody {
-    leader: Option<bool>,
-    lmaster: Option<bool>,
 }
 
 #[allow(
@@ -802,112 +724,6 @@ pub fn action_of_target(method: &str, target: &str, body: &[u8]) -> Result<Parse
         Some((path, query)) => action_of(method, path, Some(query), body),
         None => action_of(method, target, None, body),
     }
-}
-
-/// The reverse of [`action_of`]: the request that asks `node` for `action`.
-pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
-    let get = |path: &str| HttpCall {
-        method: "GET",
-        path: path.to_owned(),
-        body: String::new(),
-    };
-    let post = |path: &str, body: serde_json::Value| HttpCall {
-        method: "POST",
-        path: path.to_owned(),
-        body: body.to_string(),
-    };
-    match action {
-        Action::Node {
-            verb,
-            seconds,
-            reason,
-        } => {
-            let mut body = serde_json::Map::new();
-            if let Some(seconds) = seconds {
-                body.insert("seconds".into(), (*seconds).into());
-            }
-            if let Some(reason) = reason {
-                body.insert("reason".into(), reason.as_str().into());
-            }
-            post(&format!("/v1/nodes/{node}/{}", verb.name()), body.into())
-        }
-        Action::Move { address, to } => post(
-            "/v1/ips/move",
-            serde_json::json!({"address": address, "to": to}),
-        ),
-        Action::Reallocate => post("/v1/ips/reallocate", serde_json::json!({})),
-        Action::ReloadAddresses => post("/v1/ips/reload", serde_json::json!({})),
-        Action::AddAddress {
-            address,
-            prefix,
-            interfaces,
-        } => post(
-            "/v1/ips/add",
-            serde_json::json!({"address": address, "prefix": prefix, "interfaces": interfaces}),
-        ),
-        Action::RemoveAddress { address } => {
-            post("/v1/ips/remove", serde_json::json!({"address": address}))
-        }
-        Action::Announce { address } => {
-            post("/v1/ips/announce", serde_json::json!({"address": address}))
-        }
-        Action::InterfaceLink { name, up } => {
-            let path = format!("/v1/interfaces/{}/link", encode_segment(name));
-            post(&path, serde_json::json!({"up": up}))
-        }
-        Action::LogLevel { level } => post("/v1/log/level", serde_json::json!({"level": level})),
-        Action::Leader => get("/v1/cluster/leader"),
-        Action::History => get("/v1/cluster/history"),
-        Action::NodesSource => get("/v1/nodes/source"),
-        Action::ReloadNodes { dry_run } => {
-            post("/v1/nodes/reload", serde_json::json!({"dry_run": dry_run}))
-        }
-        Action::ApplyNodes { nodes } => {
-            post("/v1/nodes/apply", serde_json::json!({"nodes": nodes}))
-        }
-        Action::Lock => get("/v1/cluster/lock"),
-        Action::Processes => get("/v1/processes"),
-        Action::Process { id } => get(&format!("/v1/processes/{id}")),
-        Action::Events { history: false } => get("/v1/events"),
-        Action::Events { history: true } => get("/v1/events/history"),
-        Action::EventStatus { component, event } => {
-            get(&below("/v1/events/status", &[component, event]))
-        }
-        Action::EventRun {
-            component,
-            event,
-            args,
-            seconds,
-            all,
-        } => post(
-            &below("/v1/events/run", &[component, event]),
-            serde_json::json!({"args": args, "seconds": seconds, "all": all}),
-        ),
-        Action::EventScripts { component } => get(&below("/v1/events/scripts", &[component])),
-        Action::EventScript {
-            component,
-            script,
-            enable,
-        } => post(
-            &below("/v1/events/scripts", &[component, script]),
-            serde_json::json!({"enable": enable}),
-        ),
-        Action::Plan => get("/v1/ips/plan"),
-        Action::Why { address } => get(&format!("/v1/ips/{address}/why")),
-        Action::Capabilities { leader, lmaster } => post(
-            "/v1/capabilities",
-            serde_json::json!({"leader": leader, "lmaster": lmaster}),
-        ),
-        Action::Read { path } => get(path),
-        Action::Connections(action) => connections::http_of(action),
-    }
-}
-
-/// A path with variable segments at its end.
-fn below(path: &str, segments: &[&str]) -> String {
-    segments.iter().fold(path.to_owned(), |path, segment| {
-        path + "/" + &encode_segment(segment)
-    })
 }
 
 /// The variable segments of `path` if it fits `pattern`.

@@ -2,18 +2,21 @@
 
 use std::net::SocketAddr;
 
+use ctdb_conntrack::table::Ends;
 use ctdb_wire::api::{Action, NodeVerb};
-use ctdb_wire::client::control::Request;
+use ctdb_wire::client::codec::Encode as _;
+use ctdb_wire::client::control::{Reply, Request};
 use ctdb_wire::client::packet::Control;
 use ctdb_wire::client::srvid;
 use ctdb_wire::client::types::{
     AddressInfo, Connection, Interface, PublicIp, SetTunable, TickleList,
 };
-use ctdb_wire::ids::NodeSet;
+use ctdb_wire::connections::Sources;
 
 use super::AskKind;
 use super::answers::{LEVELS, tunable};
 use super::hub::{Effect, Hub, Origin, Then, Verdict};
+use crate::failover::connections::Said;
 use crate::messaging::registry::MAX_LIST;
 
 /// Status of SET_TUNABLE for one that has no effect any more.
@@ -62,14 +65,14 @@ impl Hub {
                 if self.own_address(connection.server.ip()).is_none() {
                     return Verdict::Failed;
                 }
-                let new = self.tickles.add(connection);
-                if new && matches!(request, Request::TcpAddDelayedUpdate(_)) {
-                    self.tell_others(&Request::TcpAdd(connection));
-                }
+                let said = Said::Opened(ends(connection), Sources::MANUAL);
+                self.effect(Effect::Connection(said));
                 Verdict::Status(0)
             }
             Request::TcpRemove(connection) => {
-                self.tickles.remove(&connection.canonical());
+                let connection = ends(connection.canonical());
+                let said = Said::Closed(connection, Sources::MANUAL.union(Sources::SAMBA));
+                self.effect(Effect::Connection(said));
                 Verdict::Status(0)
             }
             Request::SetTcpTickleList(list) => self.set_tickles(list),
@@ -199,9 +202,7 @@ impl Hub {
                     }
                     Request::TcpClientDisconnected(connection) => {
                         let connection = connection.canonical();
-                        if forget(&mut known.connections, &connection)
-                            && self.is_held(connection.server.ip())
-                        {
+                        if forget(&mut known.connections, &connection) {
                             self.connection_over(connection);
                         }
                         Verdict::Status(0)
@@ -237,43 +238,40 @@ impl Hub {
             return Verdict::Failed;
         }
         known.connections.push(connection);
-        let nodes = self.connected_nodes();
-        self.tell(nodes, &Request::TcpAdd(connection));
+        let said = Said::Opened(ends(connection), Sources::SAMBA);
+        self.effect(Effect::Connection(said));
         Verdict::Status(0)
     }
 
-    /// A connection of an address that is held here has ended: all nodes forget it.
+    /// The process that had a connection has it no more. If the address has moved meanwhile, the
+    /// table keeps it for the next host.
     pub(super) fn connection_over(&mut self, connection: Connection) {
-        let nodes = self.connected_nodes();
-        self.tell(nodes, &Request::TcpRemove(connection));
+        let said = Said::Closed(ends(connection), Sources::SAMBA);
+        self.effect(Effect::Connection(said));
     }
 
-    fn tell_others(&mut self, request: &Request<'_>) {
-        let mut nodes = self.connected_nodes();
-        nodes.remove(self.me);
-        self.tell(nodes, request);
-    }
-
-    /// What a node is told when its link comes up: the connections of the addresses held here.
-    pub(super) fn tell_connections(&mut self, to: NodeSet) {
-        let held: Vec<_> = self
-            .snapshot
-            .addresses
-            .iter()
-            .map(|view| view.address)
-            .filter(|ip| self.is_held(*ip))
-            .collect();
-        for ip in held {
-            let connections = self.tickles.of(ip, 0);
-            if !connections.is_empty() {
-                let address = SocketAddr::new(ip, 0);
-                let list = TickleList {
-                    address,
-                    connections,
-                };
-                self.tell(to, &Request::SetTcpTickleList(list));
-            }
-        }
+    /// The connection table has answered GET_TCP_TICKLE_LIST.
+    pub fn connection_list(
+        &mut self,
+        origin: Origin,
+        address: SocketAddr,
+        list: Option<Vec<Ends>>,
+    ) {
+        self.payload.clear();
+        let Some(list) = list else {
+            self.finish(origin, Verdict::Failed);
+            return;
+        };
+        let connections = list.iter().map(|ends| Connection {
+            client: ends.client,
+            server: ends.server,
+        });
+        let list = TickleList {
+            address,
+            connections: connections.collect(),
+        };
+        Reply::Tickles(list).encode(&mut self.payload);
+        self.finish(origin, Verdict::Status(0));
     }
 
     fn set_tickles(&mut self, list: &TickleList) -> Verdict {
@@ -284,7 +282,9 @@ impl Hub {
         // Its host knows better.
         if !self.is_held(ip) {
             let connections = list.connections.iter().map(|one| one.canonical());
-            self.tickles.replace(ip, connections);
+            let connections = connections.filter(|one| one.server.ip() == ip).map(ends);
+            let said = Said::Exactly(ip, connections.collect());
+            self.effect(Effect::Connection(said));
         }
         Verdict::Status(0)
     }
@@ -345,6 +345,13 @@ impl Hub {
         }
         let to = ip.pnn;
         self.ask(AskKind::Act(Action::Move { address, to }), origin)
+    }
+}
+
+fn ends(connection: Connection) -> Ends {
+    Ends {
+        client: connection.client,
+        server: connection.server,
     }
 }
 

@@ -8,8 +8,8 @@ use ctdb_wire::client::control::{Reply, Request};
 use ctdb_wire::client::node;
 use ctdb_wire::client::packet::{Control, ControlFlags};
 use ctdb_wire::client::types::{
-    BanState, Interface, InterfaceName, NodeMapEntry, PublicIp, PublicIpInfo, Text, TickleList,
-    TunableName, TunableNames, Uptime, VnnMap,
+    BanState, Interface, InterfaceName, NodeMapEntry, PublicIp, PublicIpInfo, Text, TunableName,
+    TunableNames, Uptime, VnnMap,
 };
 use ctdb_wire::ids::{NodeFlags, RunState};
 
@@ -182,11 +182,9 @@ impl Hub {
                 if self.own_address(ip).is_none() {
                     return Verdict::Status(1);
                 }
-                let list = TickleList {
-                    address: SocketAddr::new(ip, address.port()),
-                    connections: self.tickles.of(ip, address.port()),
-                };
-                self.with(&Reply::Tickles(list))
+                let address = SocketAddr::new(ip, address.port());
+                self.effect(Effect::Connections(origin, address));
+                Verdict::Later
             }
             Request::ProcessExists(pid) => self.process_exists(*pid),
             Request::CheckPidSrvid(asked) => {

@@ -2,6 +2,7 @@
 //! come out.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ use tokio::sync::{Notify, watch};
 
 use super::AskKind;
 use super::databases::Databases;
-use super::tickles::Tickles;
 use crate::config::{Tunable, Tunables};
+use crate::failover::connections::Said;
 use crate::messaging::processes::Processes;
 use crate::messaging::registry::{ClientId, Registry};
 use crate::messaging::routing::{Nodes, Route};
@@ -94,6 +95,10 @@ pub enum Effect {
     Ask(AskKind, Then),
     /// GET_NODES_FILE.
     NodesFile(Origin),
+    /// Something for the connection table.
+    Connection(Said),
+    /// GET_TCP_TICKLE_LIST: connections to an address, of one port unless it is 0.
+    Connections(Origin, SocketAddr),
 }
 
 /// One connection.
@@ -129,7 +134,6 @@ pub struct Hub {
     pub(super) last_client: u32,
     pub(super) registry: Registry,
     pub(super) processes: Processes,
-    pub(super) tickles: Tickles,
     pub(super) databases: Databases,
     pub(super) forwarded: HashMap<u32, Forwarded>,
     pub(super) last_forwarded: u32,
@@ -176,7 +180,6 @@ impl Hub {
             last_client: 0,
             registry: Registry::default(),
             processes: Processes::default(),
-            tickles: Tickles::default(),
             databases: Databases::default(),
             forwarded: HashMap::new(),
             last_forwarded: 0,
@@ -324,10 +327,7 @@ impl Hub {
         self.unread -= client.out.len();
         self.statistics.clients = self.count();
         for connection in &client.connections {
-            // The next host of an address needs what this one had (5.11).
-            if self.is_held(connection.server.ip()) {
-                self.connection_over(*connection);
-            }
+            self.connection_over(*connection);
         }
         self.registry.gone(id);
         if let Some(table) = &mut self.databases.table {

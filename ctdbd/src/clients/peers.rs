@@ -17,7 +17,6 @@ impl Hub {
         let to: NodeSet = [pnn].into_iter().collect();
         let all: Vec<relay::Process> = self.registry.all().collect();
         self.tell_processes(to, true, &all);
-        self.tell_connections(to);
         self.databases_linked(pnn);
     }
 

@@ -1,5 +1,8 @@
 //! Hubs of two nodes joined, without sockets.
 
+use std::net::SocketAddr;
+
+use ctdb_conntrack::table::Ends;
 use ctdb_wire::api::{AddressView, Hold, NodeView};
 use ctdb_wire::client::codec::{decode_all, encode_to_vec};
 use ctdb_wire::client::control::{Opcode, Reply, Request};
@@ -9,11 +12,14 @@ use ctdb_wire::client::packet::{
     Tunnel, TunnelFlags, framed,
 };
 use ctdb_wire::client::types::{
-    Connection, DisableMessage, NotifyData, PidSrvid, SetTunable, SrvidMessage, TunableName,
+    Connection, DisableMessage, NotifyData, PidSrvid, SetTunable, SrvidMessage, TickleList,
+    TunableName,
 };
+use ctdb_wire::connections::Sources;
 use ctdb_wire::ids::NodeFlags;
 
 use super::*;
+use crate::failover::connections::Said;
 
 const GENERATION: u32 = 0x1234_5678;
 
@@ -21,6 +27,9 @@ struct Node {
     hub: Hub,
     snapshots: watch::Sender<Arc<Snapshot>>,
     asks: Vec<(AskKind, hub::Then)>,
+    said: Vec<Said>,
+    /// Lists that were asked of the connection table.
+    lists: Vec<(hub::Origin, SocketAddr)>,
 }
 
 struct Pair {
@@ -70,6 +79,8 @@ impl Pair {
                     hub: Hub::new(pnn(number as usize), 4379, tunables, receiver, 1000.0),
                     snapshots,
                     asks: Vec::new(),
+                    said: Vec::new(),
+                    lists: Vec::new(),
                 }
             }),
             now: BootTime::from_millis(1000),
@@ -93,6 +104,8 @@ impl Pair {
                             frames.push((number, frame));
                         }
                         Effect::Ask(kind, then) => node.asks.push((kind, then)),
+                        Effect::Connection(said) => node.said.push(said),
+                        Effect::Connections(origin, address) => node.lists.push((origin, address)),
                         Effect::NodesFile(origin) => node.hub.nodes_file(origin, None),
                     }
                 }
@@ -475,7 +488,7 @@ fn who_goes_is_announced_and_leaves_nothing() {
 }
 
 #[test]
-fn connections_of_a_public_address() {
+fn connections_of_a_public_address_go_to_the_table() {
     let mut pair = Pair::new();
     let a = (0, pair.client(0, 10));
     let b = (1, pair.client(1, 20));
@@ -484,49 +497,103 @@ fn connections_of_a_public_address() {
         server: server.parse().unwrap(),
     };
     let held = connection("[::ffff:10.1.0.1]:445");
+    let ends = Ends {
+        client: "10.9.9.9:40000".parse().unwrap(),
+        server: "10.1.0.1:445".parse().unwrap(),
+    };
     let own = node::CURRENT;
+    let said = |pair: &mut Pair, node: usize| std::mem::take(&mut pair.nodes[node].said);
+    let opened = Said::Opened(ends, Sources::SAMBA);
+    let closed = Said::Closed(ends, Sources::SAMBA);
     assert_eq!(pair.control(a, own, 0, &Request::TcpClient(held)).0, 0);
+    assert_eq!(said(&mut pair, 0), [opened.clone()]);
     // Hosted elsewhere; not public.
     assert_eq!(pair.control(b, own, 0, &Request::TcpClient(held)).0, -1);
     let foreign = Request::TcpClient(connection("10.5.5.5:445"));
     assert_eq!(pair.control(a, own, 0, &foreign).0, 0);
-    let list = |pair: &mut Pair, at| {
-        let ask = Request::GetTcpTickleList("10.1.0.1:0".parse().unwrap());
-        let (_, data, _) = pair.control(at, own, 0, &ask);
-        match Reply::decode(Opcode::GetTcpTickleList, &data) {
-            Ok(Reply::Tickles(list)) => list.connections,
-            other => panic!("no list: {other:?}"),
-        }
-    };
-    assert_eq!(list(&mut pair, a), [held.canonical()]);
-    assert_eq!(
-        list(&mut pair, b),
-        [held.canonical()],
-        "the other node knows"
-    );
-    let unknown = Request::GetTcpTickleList("10.5.5.5:0".parse().unwrap());
-    assert_eq!(pair.control(a, own, 0, &unknown).0, 1);
+    assert_eq!((said(&mut pair, 0), said(&mut pair, 1)), (vec![], vec![]));
     // Another process has it now: nothing is forgotten, also when the first one goes.
-    assert_eq!(
-        pair.control(a, own, 0, &Request::TcpClientPassed(held)).0,
-        0
-    );
+    let passed = Request::TcpClientPassed(held);
+    assert_eq!(pair.control(a, own, 0, &passed).0, 0);
     pair.nodes[0].hub.gone(a.1);
     pair.settle();
-    assert_eq!(list(&mut pair, b).len(), 1);
+    assert_eq!(said(&mut pair, 0), []);
+    // One that ends, and one that says that it has no connection any more.
     let a = (0, pair.client(0, 11));
     pair.control(a, own, 0, &Request::TcpClient(held));
-    // The address has moved when the process ends: its new host needs the list.
-    pair.change(0, |snapshot| snapshot.addresses[0].here = Hold::Releasing);
     pair.nodes[0].hub.gone(a.1);
     pair.settle();
-    assert_eq!(list(&mut pair, b).len(), 1);
-    pair.change(0, |snapshot| snapshot.addresses[0].here = Hold::Held);
+    assert_eq!(said(&mut pair, 0), [opened.clone(), closed.clone()]);
     let a = (0, pair.client(0, 12));
     pair.control(a, own, 0, &Request::TcpClient(held));
     let over = Request::TcpClientDisconnected(held);
     assert_eq!(pair.control(a, own, 0, &over).0, 0);
-    assert!(list(&mut pair, a).is_empty() && list(&mut pair, b).is_empty());
+    pair.nodes[0].hub.gone(a.1);
+    pair.settle();
+    assert_eq!(said(&mut pair, 0), [opened, closed]);
+    // By hand, on either node.
+    let a = (0, pair.client(0, 13));
+    for request in [Request::TcpAdd(held), Request::TcpAddDelayedUpdate(held)] {
+        assert_eq!(pair.control(b, own, 0, &request).0, 0);
+        assert_eq!(said(&mut pair, 1), [Said::Opened(ends, Sources::MANUAL)]);
+    }
+    assert_eq!(pair.control(b, own, 0, &Request::TcpRemove(held)).0, 0);
+    let by_hand = Sources::MANUAL.union(Sources::SAMBA);
+    assert_eq!(said(&mut pair, 1), [Said::Closed(ends, by_hand)]);
+    assert_eq!(pair.control(a, 1, 0, &Request::TcpAdd(held)).0, 0);
+    assert_eq!(said(&mut pair, 1).len(), 1, "through another node");
+    let refused = Request::TcpAdd(connection("10.5.5.5:445"));
+    assert_eq!(pair.control(b, own, 0, &refused).0, -1);
+    // A whole list, of which the address's host does not want to hear.
+    let list = Request::SetTcpTickleList(TickleList {
+        address: "10.1.0.1:0".parse().unwrap(),
+        connections: vec![held, connection("10.1.0.2:445")],
+    });
+    assert_eq!(pair.control(a, own, 0, &list).0, 0);
+    assert_eq!(pair.control(b, own, 0, &list).0, 0);
+    assert_eq!(said(&mut pair, 0), []);
+    assert_eq!(
+        said(&mut pair, 1),
+        [Said::Exactly(ends.server.ip(), vec![ends])]
+    );
+}
+
+#[test]
+fn lists_of_connections_are_answered_by_the_table() {
+    let mut pair = Pair::new();
+    let a = (0, pair.client(0, 10));
+    let own = node::CURRENT;
+    let unknown = Request::GetTcpTickleList("10.5.5.5:0".parse().unwrap());
+    assert_eq!(pair.control(a, own, 0, &unknown).0, 1);
+    let server: SocketAddr = "10.1.0.1:445".parse().unwrap();
+    let ask = Request::GetTcpTickleList(SocketAddr::new("::ffff:10.1.0.1".parse().unwrap(), 445));
+    let client = "10.9.9.9:40000".parse().unwrap();
+    for (to, at) in [(own, 0), (1, 1)] {
+        pair.control_with(a, to, 0, ControlFlags::empty(), &ask);
+        let (origin, address) = pair.nodes[at].lists.pop().unwrap();
+        assert_eq!(address, server);
+        let hub = &mut pair.nodes[at].hub;
+        hub.connection_list(origin, address, Some(vec![Ends { client, server }]));
+        pair.settle();
+        let [reply] = pair.received(a).try_into().unwrap();
+        let Body::ReplyControl(reply) = Packet::decode(&reply).unwrap().body else {
+            panic!("no reply");
+        };
+        let Ok(Reply::Tickles(list)) = Reply::decode(Opcode::GetTcpTickleList, reply.data) else {
+            panic!("no list");
+        };
+        assert_eq!((list.address, reply.status), (server, 0));
+        assert_eq!(list.connections, [Connection { client, server }]);
+    }
+    // The table is gone.
+    pair.control_with(a, own, 0, ControlFlags::empty(), &ask);
+    let (origin, address) = pair.nodes[0].lists.pop().unwrap();
+    pair.nodes[0].hub.connection_list(origin, address, None);
+    let [reply] = pair.received(a).try_into().unwrap();
+    let Body::ReplyControl(reply) = Packet::decode(&reply).unwrap().body else {
+        panic!("no reply");
+    };
+    assert_eq!(reply.status, -1);
 }
 
 #[test]

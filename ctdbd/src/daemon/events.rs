@@ -10,6 +10,7 @@ use std::time::Duration;
 use ctdb_core::coordinator;
 use ctdb_core::events::{Effect, Ending, Event, Events, Input, Limits, RunId};
 use ctdb_wire::api::{ApiError, Done, EventRunView, ScriptView, ScriptsView};
+use ctdb_wire::connections::Tenure;
 use ctdb_wire::ids::Epoch;
 use ipnet::IpNet;
 use serde_json::Value;
@@ -433,6 +434,9 @@ impl Node {
                     self.parts.local.unplace(address);
                 } else {
                     self.parts.clients.taken(address);
+                    if let Some((term, seq)) = self.parts.coordinator.holder().last_order() {
+                        self.parts.connections.taken(address, Tenure { term, seq });
+                    }
                 }
                 self.local_changed();
                 self.input(coordinator::Input::Taken {
@@ -547,6 +551,7 @@ impl Node {
             .map_or(if address.is_ipv4() { 32 } else { 128 }, |public| {
                 public.net.prefix_len()
             });
+        self.parts.connections.frozen(address);
         let event = Event::address("releaseip", &interface, address, bits);
         self.address_event(event, Some(Answer::Release(address)));
     }

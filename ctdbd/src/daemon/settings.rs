@@ -23,6 +23,7 @@ use crate::config::{
     self, AddressMode, Authority, Config, DetectorPriority, LeasePaths, Origin, OwnNodeError,
     Severity, Tunable, Tunables,
 };
+use crate::failover::connections::Connections;
 use crate::liveness::{MAX_PATHS, Scheduling};
 use crate::log::{Location, LogLevel};
 use crate::process::Priority;
@@ -246,6 +247,7 @@ impl Settings {
         &self,
         snapshots: watch::Receiver<Arc<Snapshot>>,
         asks: mpsc::Sender<Ask>,
+        connections: Option<Connections>,
     ) -> clients::Setup {
         clients::Setup {
             me: self.me,
@@ -255,6 +257,7 @@ impl Settings {
             nodes_file: self.nodes_file.clone(),
             snapshots,
             asks,
+            connections,
         }
     }
 

@@ -18,12 +18,14 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ctdb_conntrack::table::Ends;
 use ctdb_wire::api::ApiError;
 use ctdb_wire::api::connections::{ConnectionAction, ConnectionStats};
-use ctdb_wire::connections::{ConnectionFrame, Tenure};
+use ctdb_wire::connections::{ConnectionFrame, Sources, Tenure};
 use ctdb_wire::ids::{Incarnation, NodeSet, Pnn};
 use rustix::event::{EventfdFlags, eventfd};
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 pub use thread::start;
 
@@ -32,6 +34,8 @@ const MESSAGES: usize = 4096;
 /// How long a release waits for the last changes to be in the queues. The next host tells what
 /// comes later as well, only later.
 pub(super) const LAST_WORDS: Duration = Duration::from_millis(50);
+/// Words of clients that may wait for the thread to have room.
+const TELLING: usize = 65_536;
 /// How long the end waits for the tracker to be taken away.
 const END: Duration = Duration::from_secs(5);
 
@@ -73,8 +77,22 @@ pub(super) enum Message {
         udp: usize,
     },
     Query(ConnectionAction, Reply),
+    Said(Said),
+    /// Connections to an address, of one port unless it is 0.
+    List(IpAddr, u16, oneshot::Sender<Vec<Ends>>),
     /// The end; whoever waits is told when the tracker is gone.
     Close(SyncSender<()>),
+}
+
+/// What clients of the client socket say of connections (`spec/client-protocol.md` 5.11).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Said {
+    /// It is there.
+    Opened(Ends, Sources),
+    /// These sources do not know it any more.
+    Closed(Ends, Sources),
+    /// To this address exactly these are registered by hand.
+    Exactly(IpAddr, Vec<Ends>),
 }
 
 /// Tells the thread things; cheap to clone.
@@ -209,6 +227,17 @@ impl Feed {
         }
     }
 
+    /// With `addresses = script`: this node serves the address now.
+    pub fn taken(&mut self, address: IpAddr, tenure: Tenure) {
+        self.keep(Message::Taken(vec![address], tenure));
+    }
+
+    /// With `addresses = script`: the address is about to fall silent. What ends from now on is
+    /// the next host's to tell.
+    pub fn frozen(&mut self, address: IpAddr) {
+        self.keep(Message::Frozen(vec![address], None));
+    }
+
     /// A frame of a peer.
     pub fn frame(&mut self, pnn: Pnn, frame: ConnectionFrame) {
         self.flush();
@@ -242,7 +271,7 @@ impl Feed {
         }
     }
 
-    /// At most one for each change of a link or of the addresses.
+    /// At most one for each change of a link or of an address.
     fn keep(&mut self, message: Message) {
         if self.connections.is_some() {
             self.waiting.push_back(message);
@@ -277,5 +306,121 @@ impl Feed {
             .map_or_else(ConnectionStats::default, Connections::stats);
         stats.frames_lost = self.frames_lost;
         stats
+    }
+}
+
+/// The client socket's side: never waits. What finds no room is kept in order, up to [`TELLING`];
+/// what is beyond is lost: a mark on a connection that the kernel shows too, or an answer.
+#[derive(Debug)]
+pub struct Teller {
+    connections: Option<Connections>,
+    waiting: VecDeque<Message>,
+    warned: bool,
+}
+
+impl Teller {
+    /// To this thread; to none if connections are not tracked.
+    pub fn new(connections: Option<Connections>) -> Self {
+        Self {
+            connections,
+            waiting: VecDeque::new(),
+            warned: false,
+        }
+    }
+
+    /// A client has said something.
+    pub fn say(&mut self, said: Said) {
+        self.keep(Message::Said(said));
+    }
+
+    /// Connections to `address`, of one port unless it is 0; none if they are not tracked.
+    pub fn list(&mut self, address: IpAddr, port: u16, reply: oneshot::Sender<Vec<Ends>>) {
+        if self.connections.is_none() {
+            // Who asked may be gone.
+            let _ = reply.send(Vec::new());
+            return;
+        }
+        self.keep(Message::List(address, port, reply));
+    }
+
+    fn keep(&mut self, message: Message) {
+        if self.connections.is_none() {
+            return;
+        }
+        if self.waiting.len() >= TELLING {
+            if !self.warned {
+                self.warned = true;
+                tracing::error!("the connection table is too busy for what clients say of it");
+            }
+            return;
+        }
+        self.waiting.push_back(message);
+        self.flush();
+    }
+
+    /// Tries again what found no room; called at every tick.
+    pub fn flush(&mut self) {
+        let Some(connections) = &self.connections else {
+            return;
+        };
+        while let Some(message) = self.waiting.pop_front() {
+            if let Err(message) = connections.try_post(message) {
+                self.waiting.push_front(message);
+                return;
+            }
+        }
+        self.warned = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(port: u16) -> Said {
+        let ends = Ends {
+            client: ([192, 0, 2, 1], port).into(),
+            server: ([10, 0, 0, 1], 445).into(),
+        };
+        Said::Opened(ends, Sources::SAMBA)
+    }
+
+    fn ports(inbox: &Inbox) -> Vec<u16> {
+        let said = inbox
+            .messages
+            .try_iter()
+            .filter_map(|message| match message {
+                Message::Said(Said::Opened(ends, _)) => Some(ends.client.port()),
+                _ => None,
+            });
+        said.collect()
+    }
+
+    #[test]
+    fn what_clients_say_waits_in_order_while_there_is_no_room() {
+        let (connections, inbox) = channel().unwrap();
+        let mut teller = Teller::new(Some(connections));
+        let many = MESSAGES as u16 + 100;
+        for port in 0..many {
+            teller.say(opened(port));
+        }
+        assert_eq!(teller.waiting.len(), 100);
+        let first = ports(&inbox);
+        teller.flush();
+        let all: Vec<u16> = first.into_iter().chain(ports(&inbox)).collect();
+        assert_eq!(all, (0..many).collect::<Vec<_>>());
+        for _ in 0..MESSAGES + TELLING + 5 {
+            teller.say(opened(1));
+        }
+        assert_eq!(teller.waiting.len(), TELLING, "the bound");
+    }
+
+    #[test]
+    fn without_a_table_lists_are_empty() {
+        let mut teller = Teller::new(None);
+        teller.say(opened(1));
+        let (reply, mut answer) = oneshot::channel();
+        teller.list([10, 0, 0, 1].into(), 0, reply);
+        assert_eq!(answer.try_recv(), Ok(Vec::new()));
     }
 }

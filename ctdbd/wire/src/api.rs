@@ -14,8 +14,12 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{NodeFlags, RunState};
 
 pub mod connections;
+mod events;
+mod processes;
 
 use connections::{ConnectionAction, ConnectionStats};
+pub use events::*;
+pub use processes::*;
 
 /// Longest request body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -647,113 +651,6 @@ pub struct LockView {
     pub latency_ms: Option<f64>,
     /// Age of the last proof that it is held.
     pub proved_ms: Option<u64>,
-}
-
-/// A child process of the daemon.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct ProcessView {
-    /// Its number in the list.
-    pub id: u64,
-    /// Its process number; 0 while it is being started, or if it was not.
-    pub pid: u32,
-    /// Short name.
-    pub name: String,
-    /// What it is for: `event`, `lock`, `nodes`, `debug`, `operator`.
-    pub owner: String,
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// `starting`, `running`, `being looked at` (by a debug script), `ending`, `exited`, `killed`
-    /// (by a signal that was not ours), `timed out`, `stopped`, `stuck`, or why it was not started.
-    pub state: String,
-    /// Of one that ended by itself.
-    pub exit_code: Option<i32>,
-    /// Of one that was killed.
-    pub signal: Option<i32>,
-    /// Seconds since 1970.
-    pub started_at: f64,
-    /// How long it has run, or ran.
-    pub seconds: f64,
-    /// How long it may run.
-    pub limit_s: Option<f64>,
-    /// Processor time, with the processes that it waited for.
-    pub cpu_ms: u64,
-    /// Resident memory, while it runs.
-    pub memory_kb: Option<u64>,
-    /// Head of its standard output, once it has ended; not in the list.
-    pub stdout: String,
-    /// Head of its standard error, likewise.
-    pub stderr: String,
-    /// Output beyond what was kept.
-    pub dropped_bytes: u64,
-}
-
-/// `GET /v1/processes`.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct ProcessesView {
-    /// Running ones first, then those that ended, the last first.
-    pub processes: Vec<ProcessView>,
-}
-
-/// One script of an event's run.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct EventScriptView {
-    /// Name without `.script`.
-    pub name: String,
-    /// Begin, seconds since 1970.
-    pub begin: f64,
-    /// End.
-    pub end: f64,
-    /// 0, its exit code, or a negative error number: -8 disabled, -4 killed by a signal, -110 timed
-    /// out, -125 given up, others could not be run.
-    pub result: i32,
-    /// Head of its output; not in lists.
-    pub output: String,
-}
-
-/// A run of an event.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct EventRunView {
-    /// Component, such as `legacy`.
-    pub component: String,
-    /// Event name.
-    pub event: String,
-    /// Its arguments.
-    pub args: Vec<String>,
-    /// Begin, seconds since 1970.
-    pub begin: f64,
-    /// How long it took.
-    pub seconds: f64,
-    /// 0, or the result of the script that failed.
-    pub result: i32,
-    /// `ok`, or what went wrong.
-    pub state: String,
-    /// Scripts in the order of their run, up to the one that ended it.
-    pub scripts: Vec<EventScriptView>,
-}
-
-/// `GET /v1/events`, `GET /v1/events/history`.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct EventsView {
-    /// The last run of each event, or the last runs, the oldest first.
-    pub events: Vec<EventRunView>,
-}
-
-/// A script as it stands in the directories.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct ScriptView {
-    /// Name without `.script`.
-    pub name: String,
-    /// It is run.
-    pub enabled: bool,
-    /// It was shipped; else it is the administrator's own.
-    pub shipped: bool,
-}
-
-/// `GET /v1/events/scripts/{component}`.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct ScriptsView {
-    /// Shipped ones first.
-    pub scripts: Vec<ScriptView>,
 }
 
 /// Who carries out an [`Action`].

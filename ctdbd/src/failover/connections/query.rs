@@ -13,8 +13,8 @@ use ctdb_wire::api::{ApiError, Done};
 use ctdb_wire::connections::{Meta, Sources};
 use serde::Serialize;
 
-use super::Answer;
 use super::thread::Thread;
+use super::{Answer, Said};
 use crate::clock::wall_now;
 
 impl Thread {
@@ -167,6 +167,43 @@ impl Thread {
         })
     }
 
+    /// What a client of the client socket says.
+    pub(super) fn said(&mut self, said: Said) {
+        match said {
+            Said::Opened(ends, sources) => self.registered(ends, sources),
+            Said::Closed(ends, sources) => self.input(Input::Closed(ends, sources)),
+            Said::Exactly(address, list) => {
+                let list: BTreeSet<Ends> = list.into_iter().collect();
+                let known: Vec<Ends> = self
+                    .table
+                    .own_to(address)
+                    .filter(|(_, meta)| meta.sources.has(Sources::MANUAL))
+                    .map(|(ends, _)| ends)
+                    .filter(|ends| !list.contains(ends))
+                    .collect();
+                for ends in known {
+                    self.input(Input::Closed(ends, Sources::MANUAL));
+                }
+                for ends in list {
+                    self.registered(ends, Sources::MANUAL);
+                }
+            }
+        }
+    }
+
+    fn registered(&mut self, ends: Ends, sources: Sources) {
+        let since = wall_now() as u32;
+        self.input(Input::Opened(ends, Meta { since, sources }));
+    }
+
+    /// GET_TCP_TICKLE_LIST: all that are known to an address, of one port unless it is 0.
+    pub(super) fn list_of(&mut self, address: IpAddr, port: u16) -> Vec<Ends> {
+        self.drain();
+        let mut list = self.table.connections_to(address);
+        list.retain(|ends| port == 0 || ends.server.port() == port);
+        list.into_iter().collect()
+    }
+
     fn check_public(&self, address: IpAddr) -> Result<(), ApiError> {
         if self.table.is_public(address.to_canonical()) {
             return Ok(());
@@ -183,12 +220,8 @@ impl Thread {
             self.check_public(ends.server.ip())?;
         }
         let before = self.table.counters().opened;
-        let meta = Meta {
-            since: wall_now() as u32,
-            sources: Sources::MANUAL,
-        };
         for given in list {
-            self.input(Input::Opened(ends(*given), meta));
+            self.registered(ends(*given), Sources::MANUAL);
         }
         let missing = list
             .iter()

@@ -208,6 +208,11 @@ impl Thread {
                 self.udp_silenced += udp as u64;
             }
             Message::Query(action, reply) => reply(self.query(action)),
+            Message::Said(said) => self.said(said),
+            Message::List(address, port, reply) => {
+                // Who asked may be gone.
+                let _ = reply.send(self.list_of(address, port));
+            }
             // The loop's.
             Message::Close(_) => {}
         }
