@@ -223,11 +223,29 @@ fn watch(
         };
         let now = Stamp::now();
         let mut held = lock(live);
+        let mut ended = Vec::new();
+        if now.since(beat) >= BEAT {
+            beat = now;
+            for index in &senders {
+                // Who writes first is told first, and a read then only says that it is over.
+                if held[*index].told.told.is_none()
+                    && let Err(error) = held[*index].stream.write(b"beat\n")
+                    && ![ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind())
+                {
+                    ended.push((*index, name_of(&error)));
+                }
+            }
+        }
+        let written = ended.len();
         for event in &polled[..count] {
             let index = event.data() as usize;
-            let Some(how) = end_of(&mut held[index].stream) else {
-                continue;
-            };
+            if ended[..written].iter().all(|(other, _)| *other != index)
+                && let Some(how) = end_of(&mut held[index].stream)
+            {
+                ended.push((index, how));
+            }
+        }
+        for (index, how) in ended {
             // Its end is seen once.
             let _ = epoll.delete(&held[index].stream);
             let record = &mut held[index].told;
@@ -242,15 +260,6 @@ fn watch(
                 anew.push(thread::spawn(move || {
                     connect_anew(&live, index, &stop, events.as_ref());
                 }));
-            }
-        }
-        if now.since(beat) >= BEAT {
-            beat = now;
-            for index in &senders {
-                if held[*index].told.told.is_none() {
-                    // What cannot be written, now or any more, shows when it is read.
-                    let _ = held[*index].stream.write(b"beat\n");
-                }
             }
         }
     }
@@ -281,12 +290,14 @@ fn end_of(stream: &mut TcpStream) -> Option<String> {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => {
-                let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0));
-                return Some(format!("{errno:?}"));
-            }
+            Err(error) => return Some(name_of(&error)),
         }
     }
+}
+
+fn name_of(error: &std::io::Error) -> String {
+    let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0));
+    format!("{errno:?}")
 }
 
 fn connect_anew(
