@@ -29,7 +29,7 @@ struct Node {
     asks: Vec<(AskKind, hub::Then)>,
     said: Vec<Said>,
     /// Lists that were asked of the connection table.
-    lists: Vec<(hub::Origin, SocketAddr)>,
+    lists: Vec<(Origin, SocketAddr)>,
 }
 
 struct Pair {
