@@ -70,9 +70,10 @@ fn every_change_is_on_all_64_nodes_within_100_ms() {
         // Each node opens one connection in 10 ms; one of them, in turn, has a burst of 3,000.
         for node in 0..NODES {
             let burst = ms % 100 == 0 && ms / 100 == u64::from(node % 10) && node < 10;
-            let count = match burst {
-                true => 3000,
-                false => u32::from(ms % 10 == u64::from(node % 10) && ms < 800),
+            let count = if burst {
+                3000
+            } else {
+                u32::from(ms % 10 == u64::from(node % 10) && ms < 800)
             };
             for number in 0..count {
                 let client = ms as u32 * 4000 + number;

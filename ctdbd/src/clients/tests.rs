@@ -506,7 +506,7 @@ fn connections_of_a_public_address_go_to_the_table() {
     let opened = Said::Opened(ends, Sources::SAMBA);
     let closed = Said::Closed(ends, Sources::SAMBA);
     assert_eq!(pair.control(a, own, 0, &Request::TcpClient(held)).0, 0);
-    assert_eq!(said(&mut pair, 0), [opened.clone()]);
+    assert_eq!(said(&mut pair, 0), std::slice::from_ref(&opened));
     // Hosted elsewhere; not public.
     assert_eq!(pair.control(b, own, 0, &Request::TcpClient(held)).0, -1);
     let foreign = Request::TcpClient(connection("10.5.5.5:445"));
