@@ -4,12 +4,18 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use futures_channel::mpsc::UnboundedReceiver;
 use ipnet::IpNet;
+use netlink_packet_core::NetlinkMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
-use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rtnetlink::MulticastGroup;
+use rtnetlink::proto::Connection;
+use rtnetlink::sys::{AsyncSocket as _, SocketAddr};
 
 use crate::netlink::{Netlink, Raw, attributes, enlarge_buffers};
 use crate::{Error, IfIndex};
@@ -17,10 +23,9 @@ use crate::{Error, IfIndex};
 const IFINFOMSG_BYTES: usize = 16;
 const IFADDRMSG_BYTES: usize = 8;
 const ARPHRD_LOOPBACK: u16 = 772;
-/// One notification; the content is not read, so it may be cut.
-const NOTE_BYTES: usize = 4096;
-/// Notifications taken off the socket before others get their turn.
-const DRAIN_LIMIT: usize = 4096;
+
+/// Times that a storm is read on before its watcher is told.
+const DRAIN_ROUNDS: usize = 64;
 
 /// Inside `IFLA_LINKINFO`: what the interface is, and what it is a port of (`linux/if_link.h`).
 const IFLA_INFO_KIND: u16 = 1;
@@ -175,7 +180,13 @@ fn text(bytes: &[u8]) -> String {
 
 /// Notices every change of a link or an address.
 pub struct Watch {
-    socket: TokioSocket,
+    /// Polled by [`Watch::changed`] alone, so that nothing is queued while nobody waits.
+    connection: Connection<RouteNetlinkMessage>,
+    notes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// Something came that no caller was told of yet.
+    news: bool,
+    /// The connection broke.
+    ended: bool,
 }
 
 impl fmt::Debug for Watch {
@@ -188,67 +199,69 @@ impl Watch {
     /// Starts to watch. Whatever changes after this returns is noticed, so open the watch before
     /// the first [`dump`]. Panics outside a tokio runtime with I/O enabled.
     pub fn open() -> Result<Self, Error> {
-        Self::try_open().map_err(|source| Error::kernel("watch the network interfaces", source))
-    }
-
-    fn try_open() -> io::Result<Self> {
-        let mut socket = TokioSocket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
-        socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-        enlarge_buffers(socket.socket_ref());
-        for group in [
-            libc::RTNLGRP_LINK,
-            libc::RTNLGRP_IPV4_IFADDR,
-            libc::RTNLGRP_IPV6_IFADDR,
-        ] {
-            socket.socket_ref().add_membership(group)?;
-        }
-        Ok(Self { socket })
+        let (mut connection, _, notes) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ])
+        .map_err(|source| Error::kernel("watch the network interfaces", source))?;
+        enlarge_buffers(connection.socket_mut().socket_ref());
+        Ok(Self {
+            connection,
+            notes,
+            news: false,
+            ended: false,
+        })
     }
 
     /// Waits for a change and forgets those that came with it: what the next [`dump`] shows is
-    /// newer than all of them. Notifications lost to a full buffer count as a change. May be
-    /// dropped and called again without missing any.
+    /// newer than all of them. Notifications lost to a full buffer count as a change, and so
+    /// does a connection that broke and was made anew. May be dropped and called again without
+    /// missing any.
     pub async fn changed(&mut self) -> Result<(), Error> {
-        let mut note = Vec::with_capacity(NOTE_BYTES);
-        let first = poll_fn(|context| self.socket.poll_recv(context, &mut note)).await;
-        noticed(first)?;
-        for _ in 0..DRAIN_LIMIT {
-            note.clear();
-            match self.socket.socket_ref().recv(&mut note, 0).map(drop) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                received => noticed(received)?,
+        if !self.news {
+            poll_fn(|context| {
+                if self.take_in(context) {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            })
+            .await;
+        }
+        // One poll takes in what tokio's budget allows; a storm is one change all the same.
+        for _ in 0..DRAIN_ROUNDS {
+            tokio::task::yield_now().await;
+            let more = poll_fn(|context| Poll::Ready(self.take_in(context))).await;
+            if !more {
+                break;
             }
+        }
+        self.news = false;
+        if self.ended {
+            *self = Self::open()?;
         }
         Ok(())
     }
-}
 
-/// A full buffer is news as well, of which only the content is lost.
-fn noticed(received: io::Result<()>) -> Result<(), Error> {
-    match received {
-        Err(error)
-            if error.raw_os_error() != Some(libc::ENOBUFS)
-                && error.kind() != io::ErrorKind::Interrupted =>
-        {
-            Err(Error::kernel(
-                "wait for a change of the network interfaces",
-                error,
-            ))
+    /// Reads what is there; whether there was anything.
+    fn take_in(&mut self, context: &mut Context<'_>) -> bool {
+        if self.ended {
+            return false;
         }
-        _ => Ok(()),
+        self.ended = Pin::new(&mut self.connection).poll(context).is_ready();
+        let mut more = self.ended;
+        while self.notes.try_recv().is_ok() {
+            more = true;
+        }
+        self.news |= more;
+        more
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lost_notifications_are_news() {
-        let result = |errno| noticed(Err(io::Error::from_raw_os_error(errno)));
-        assert!(result(libc::ENOBUFS).is_ok());
-        assert!(result(libc::EBADF).is_err());
-    }
 
     #[test]
     fn short_messages_are_skipped() {

@@ -17,64 +17,42 @@ pub struct Case {
     what: &'static str,
     /// Milliseconds of outage.
     goal: f64,
-    /// CTDB is measured, too.
-    compare: bool,
 }
 
 /// An address is moved.
-pub const MOVE: Case = case(Fail::Move, Role::Follower, "move", 20.0, true);
+pub const MOVE: Case = case(Fail::Move, Role::Follower, "move", 20.0);
 /// A node is drained.
-pub const DRAIN: Case = case(Fail::Drain, Role::Follower, "drain", 20.0, true);
+pub const DRAIN: Case = case(Fail::Drain, Role::Follower, "drain", 20.0);
 /// A daemon is stopped.
-pub const STOP: Case = case(Fail::Stop, Role::Follower, "graceful stop", 20.0, true);
+pub const STOP: Case = case(Fail::Stop, Role::Follower, "graceful stop", 20.0);
 /// A daemon is killed.
-pub const DAEMON: Case = case(
-    Fail::Daemon,
-    Role::Follower,
-    "kill -9 of the daemon",
-    300.0,
-    true,
-);
+pub const DAEMON: Case = case(Fail::Daemon, Role::Follower, "kill -9 of the daemon", 300.0);
 /// The leader's daemon is killed.
 pub const DAEMON_LEADER: Case = case(
     Fail::Daemon,
     Role::Leader,
     "kill -9 of the leader's daemon",
     2500.0,
-    true,
 );
 /// A node loses power.
-pub const POWER: Case = case(Fail::Power, Role::Follower, "power loss", 2200.0, true);
+pub const POWER: Case = case(Fail::Power, Role::Follower, "power loss", 2200.0);
 /// The leader loses power.
-pub const POWER_LEADER: Case = case(
-    Fail::Power,
-    Role::Leader,
-    "power loss, leader",
-    2700.0,
-    true,
-);
+pub const POWER_LEADER: Case = case(Fail::Power, Role::Leader, "power loss, leader", 2700.0);
 /// All links of a node are cut.
-pub const LINKS: Case = case(Fail::Links, Role::Follower, "all links down", 2200.0, false);
+pub const LINKS: Case = case(Fail::Links, Role::Follower, "all links down", 2200.0);
 /// All links of the leader are cut.
-pub const LINKS_LEADER: Case = case(
-    Fail::Links,
-    Role::Leader,
-    "all links down, leader",
-    2700.0,
-    false,
-);
+pub const LINKS_LEADER: Case = case(Fail::Links, Role::Leader, "all links down, leader", 2700.0);
 /// The leader's processes are frozen.
-pub const FREEZE_LEADER: Case = case(Fail::Freeze, Role::Leader, "freeze, leader", 2700.0, false);
+pub const FREEZE_LEADER: Case = case(Fail::Freeze, Role::Leader, "freeze, leader", 2700.0);
 /// A node's processes are frozen.
-pub const FREEZE: Case = case(Fail::Freeze, Role::Follower, "freeze", 2200.0, false);
+pub const FREEZE: Case = case(Fail::Freeze, Role::Follower, "freeze", 2200.0);
 
-const fn case(fail: Fail, role: Role, what: &'static str, goal: f64, compare: bool) -> Case {
+const fn case(fail: Fail, role: Role, what: &'static str, goal: f64) -> Case {
     Case {
         fail,
         role,
         what,
         goal,
-        compare,
     }
 }
 
@@ -229,7 +207,7 @@ pub fn sudden(case: Case, runs: Runs) -> Result<Vec<Row>> {
         eprint!(".");
     }
     let mut reference = Vec::new();
-    for _ in 0..if case.compare { runs.reference } else { 0 } {
+    for _ in 0..runs.reference {
         // With IPv6 addresses its survivors ban each other after a kill (baseline.md).
         let lab = cluster(Flavor::Ctdb, false)?;
         let (after, _) = strike(&lab, case, Duration::from_mins(1))?;
