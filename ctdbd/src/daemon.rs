@@ -261,8 +261,12 @@ impl Daemon {
         })?;
         let pins = deadline.is_some().then_some(settings.bpf_dir.as_path());
         let deadman = Arc::new(Deadman::create()?);
+        let first_life = record::first_life(&settings.life_marker, crate::clock::boot_now())
+            .map_err(system("cannot mark that a daemon has run on this host"))?;
+        let acted_under =
+            record::take(&settings.voters_record).or_else(|| first_life.then_some(settings.voters));
         let detector = Detector::start(liveness::Setup {
-            authority: settings.authority(incarnation, record::take(&settings.voters_record)),
+            authority: settings.authority(incarnation, acted_under),
             local: settings
                 .local_nets
                 .iter()

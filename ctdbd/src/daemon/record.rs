@@ -4,6 +4,9 @@
 //! The record is removed before a daemon speaks and before another list counts, and written when
 //! a list is settled: what stands there was true. Without it the cluster starts L + m later.
 //!
+//! The first life since the host has booted needs no record: a marker in the run-time directory,
+//! which a boot empties, tells it from a restart after the record was lost.
+//!
 //! The disk is touched by threads of their own, one at a time; what cannot be removed holds up
 //! the reload, what cannot be written only costs that start.
 
@@ -21,6 +24,9 @@ use tokio::sync::oneshot::error::TryRecvError;
 const HOLD: Duration = Duration::from_secs(30);
 /// A failed writing is tried again after this.
 const AGAIN: Duration = Duration::from_mins(1);
+
+/// Longer than a promise of any profile lasts.
+const SINCE_BOOT: Duration = Duration::from_mins(1);
 
 type Done = oneshot::Receiver<Result<(), String>>;
 
@@ -157,6 +163,17 @@ pub(super) fn take(path: &Path) -> Option<NodeSet> {
     }
 }
 
+/// Whether no daemon can have promised anything on this host for longer than a promise lasts:
+/// none was started since the boot, and the boot is long past. To be asked once in a life, before
+/// the daemon speaks. An error means that a later life could not know of this one.
+pub(super) fn first_life(marker: &Path, now: BootTime) -> io::Result<bool> {
+    match File::options().write(true).create_new(true).open(marker) {
+        Ok(_) => Ok(now >= BootTime::ZERO + SINCE_BOOT),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes it for good; that it was not there is well.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -201,6 +218,20 @@ mod tests {
         fs::write(&path, "nonsense").unwrap();
         assert_eq!(take(&path), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_first_life_is_the_first_since_a_boot_that_is_long_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |seconds| BootTime::ZERO + Duration::from_secs(seconds);
+        let marker = dir.path().join("started");
+        assert!(first_life(&marker, at(60)).unwrap());
+        assert!(!first_life(&marker, at(3600)).unwrap());
+        // A reboot empties the directory, but promises of before may still bind.
+        let marker = dir.path().join("booted");
+        assert!(!first_life(&marker, at(59)).unwrap());
+        assert!(!first_life(&marker, at(61)).unwrap());
+        assert!(first_life(&dir.path().join("no/such"), at(60)).is_err());
     }
 
     fn finish(record: &mut Record) {

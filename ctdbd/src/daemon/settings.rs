@@ -96,6 +96,8 @@ pub(super) struct Settings {
     pub(super) split_brain: bool,
     /// The list last acted under (R10).
     pub(super) voters_record: PathBuf,
+    /// Is in the run-time directory since the first daemon of this boot.
+    pub(super) life_marker: PathBuf,
     pub(super) pid_file: PathBuf,
     /// Where Samba and CTDB's tool connect.
     pub(super) socket: PathBuf,
@@ -202,6 +204,7 @@ impl Settings {
                 && config.cluster.lock.is_none()
                 && config.cluster.authority == Authority::Majority,
             voters_record: config.database.state.join("voters"),
+            life_marker: paths.pid_file.with_extension("started"),
             pid_file: paths.pid_file.clone(),
             socket: paths.socket.clone(),
             values: config.tunables.clone(),
