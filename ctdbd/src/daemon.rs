@@ -173,6 +173,7 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
         .enable_all()
         .build()
         .map_err(system("cannot start the main loop"))?;
+    let (marker, record) = (settings.life_marker.clone(), settings.voters_record.clone());
     let ended = runtime.block_on(async {
         let (children, store) = (Children::default(), Store::default());
         let init = settings.events.init(children.clone(), &store).await;
@@ -183,6 +184,9 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
         }
         Box::pin(daemon.main_loop()).await
     });
+    if ended.is_ok() {
+        record::leave(&marker, &record);
+    }
     drop(pid_file);
     ended
 }

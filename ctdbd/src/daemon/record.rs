@@ -174,6 +174,14 @@ pub(super) fn first_life(marker: &Path, now: BootTime) -> io::Result<bool> {
     }
 }
 
+/// A clean stop leaves no marker if the record tells the next life of this one.
+pub(super) fn leave(marker: &Path, record: &Path) {
+    if record.exists() {
+        // What stays costs the next start L + m.
+        let _ = fs::remove_file(marker);
+    }
+}
+
 /// Removes it for good; that it was not there is well.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -232,6 +240,12 @@ mod tests {
         assert!(!first_life(&marker, at(59)).unwrap());
         assert!(!first_life(&marker, at(61)).unwrap());
         assert!(first_life(&dir.path().join("no/such"), at(60)).is_err());
+        let record = dir.path().join("voters");
+        leave(&marker, &record);
+        assert!(!first_life(&marker, at(3600)).unwrap());
+        write(&record, NodeSet(1)).unwrap();
+        leave(&marker, &record);
+        assert!(first_life(&marker, at(3600)).unwrap());
     }
 
     fn finish(record: &mut Record) {

@@ -30,7 +30,8 @@ impl Node {
         for mount in netns::mounts_below(self.root()) {
             left.push(format!("mount {}", mount.display()));
         }
-        walk(&self.root().join("run"), &mut left)?;
+        let record = self.root().join("var/lib/ctdb/state/voters");
+        walk(&self.root().join("run"), record.exists(), &mut left)?;
         Ok(left
             .into_iter()
             .map(|what| format!("node {}: {what}", self.pnn()))
@@ -70,7 +71,7 @@ fn attached(space: &Netns) -> Result<Vec<String>> {
 }
 
 /// Everything but directories, and but lock files that are empty.
-fn walk(dir: &Path, left: &mut Vec<String>) -> Result<()> {
+fn walk(dir: &Path, recorded: bool, left: &mut Vec<String>) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -80,8 +81,12 @@ fn walk(dir: &Path, left: &mut Vec<String>) -> Result<()> {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            walk(&entry.path(), left)?;
+            walk(&entry.path(), recorded, left)?;
         } else {
+            // Stays by intent where no record of voters tells of the life (R10).
+            if entry.file_name() == "ctdbd.started" && !recorded {
+                continue;
+            }
             let what = if kind.is_socket() { "socket" } else { "file" };
             left.push(format!("{what} {}", entry.path().display()));
         }
