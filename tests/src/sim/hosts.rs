@@ -176,13 +176,16 @@ impl World {
     /// Faults are over; what is broken now stays broken.
     pub fn quiet(&mut self) {
         let nodes = self.hosts.len();
-        let quorum = nodes / 2 + 1;
+        let quorum = self.list.len() / 2 + 1;
         self.net.heal();
         self.net.quality = Quality::GOOD;
         self.habits.take = self.habits.take.min(Duration::from_millis(20));
         self.habits.take_fails = 0.0;
         self.habits.startup = Duration::from_millis(5);
-        let mut good: Vec<usize> = (0..nodes).collect();
+        // Who is not on the list ends below.
+        let mut good: Vec<usize> = (0..nodes)
+            .filter(|node| self.list.contains(super::world::pnn(*node)))
+            .collect();
         if self.plan.rough_end {
             // Some stay outside: dead, frozen, or behind a network that is broken in any way.
             while good.len() > quorum && self.rng.random_bool(0.7) {
