@@ -34,7 +34,7 @@ pub enum Rung {
     Simulation,
     /// Real daemons in network namespaces
     Namespaces,
-    /// Real Samba on top of that
+    /// Real Samba on top of that, and clients of the protocol that it speaks
     Samba,
 }
 
@@ -50,6 +50,7 @@ impl Rung {
         ) {
             ("ctdb-tests", "test", "simulation" | "simulation_db" | "model") => Self::Simulation,
             ("ctdb-tests", "test", "fuzz") => Self::Fast,
+            ("ctdb-tests", "test", "client_socket" | "database" | "records") => Self::Samba,
             ("ctdb-tests", "test", target) if target.starts_with("samba") => Self::Samba,
             ("ctdb-tests", "test", _) => Self::Namespaces,
             _ => Self::Fast,
