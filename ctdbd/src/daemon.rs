@@ -239,6 +239,10 @@ impl Daemon {
         children: Children,
         store: Store,
     ) -> Result<Self, DaemonError> {
+        // Before anything that a stop would have to undo.
+        let terminate = signal(SignalKind::terminate()).map_err(system("signal handler"))?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(system("signal handler"))?;
+        let hangup = signal(SignalKind::hangup()).map_err(system("signal handler"))?;
         let incarnation = draw_incarnation()?;
         tracing::warn!(
             node = %settings.me, release = settings.release, profile = settings.profile,
@@ -436,9 +440,9 @@ impl Daemon {
             lock: lock_events,
             deadman,
             guard: Some(guard),
-            terminate: signal(SignalKind::terminate()).map_err(system("signal handler"))?,
-            interrupt: signal(SignalKind::interrupt()).map_err(system("signal handler"))?,
-            hangup: signal(SignalKind::hangup()).map_err(system("signal handler"))?,
+            terminate,
+            interrupt,
+            hangup,
             settings,
         })
     }
