@@ -226,17 +226,6 @@ impl Record {
             .count()
     }
 
-    /// The longest that an answer took of the attempts begun at `from` or later; `None` if one of
-    /// them failed or was never answered.
-    pub fn slowest_answer(&self, from: Stamp) -> Option<Duration> {
-        self.attempts
-            .iter()
-            .filter(|a| a.start >= from && !a.pending())
-            .try_fold(Duration::ZERO, |slowest, a| {
-                Some(slowest.max(a.done?.since(a.start)))
-            })
-    }
-
     /// The node that answered last.
     pub fn last_node(&self) -> Option<u32> {
         self.attempts.iter().rev().find_map(|a| a.node)

@@ -412,15 +412,10 @@ impl Aftermath {
             .unwrap_or_default()
     }
 
-    /// The longest outage of an address that had nothing to do with it; where every connection
-    /// was answered, however slowly a busy machine did that, the slowest answer.
+    /// The longest outage of an address that had nothing to do with it.
     pub fn disturbance(&self) -> Duration {
         self.of(false)
-            .map(|r| {
-                let outage = r.longest_outage(self.fault);
-                r.slowest_answer(self.fault)
-                    .map_or(outage, |slowest| slowest.min(outage))
-            })
+            .map(|r| r.longest_outage(self.fault))
             .max()
             .unwrap_or_default()
     }

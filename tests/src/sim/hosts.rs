@@ -219,7 +219,7 @@ impl World {
             }
             self.hosts[node].disk_until = self.now;
             for address in 0..self.addresses.len() {
-                if self.hosts[node].bad[address] && self.rng.random_bool(0.8) {
+                if self.hosts[node].bad[address] && self.rng.random_bool(0.7) {
                     self.inject(&Fault::Interface {
                         node,
                         address,
