@@ -271,8 +271,11 @@ impl Daemon {
         let deadman = Arc::new(Deadman::create()?);
         let first_life = record::first_life(&settings.life_marker, crate::clock::boot_now())
             .map_err(system("cannot mark that a daemon has run on this host"))?;
-        let acted_under =
-            record::take(&settings.voters_record).or_else(|| first_life.then_some(settings.voters));
+        // P3: a record that cannot be removed could speak for another list later.
+        let acted_under = record::take(&settings.voters_record).or_else(|| {
+            let unrecorded = !settings.voters_record.exists();
+            (first_life && unrecorded).then_some(settings.voters)
+        });
         let detector = Detector::start(liveness::Setup {
             authority: settings.authority(incarnation, acted_under),
             local: settings

@@ -197,6 +197,8 @@ fn in_test_mode_all_is_below_its_base() {
         String::from_utf8_lossy(&ctdb(&["nodestatus"]).stdout).contains("OK (THIS NODE)")
     });
     assert!(base.join("run/ctdbd.pid").exists());
+    // It touches nothing of the host: no program and no map of the kernel is pinned.
+    assert!(!base.join("run/bpf").exists());
     assert!(ctdb(&["shutdown"]).status.success());
     wait(&lab, "its end", || !base.join("run/ctdbd.pid").exists());
 }

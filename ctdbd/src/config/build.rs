@@ -68,6 +68,8 @@ pub(super) fn load(
         "transport",
         sections.security.transport.name().to_owned(),
     );
+    let addresses = sections.failover.addresses.name().to_owned();
+    settings.computed("failover", "addresses", addresses);
     let detector = match sections.priority.detector {
         DetectorPriority::Normal => "none".to_owned(),
         DetectorPriority::RoundRobin(level) => format!("rr:{level}"),
@@ -168,7 +170,7 @@ impl Sections {
             event: EventOptions {
                 debug_script: reader.script("event", "debug script", &paths.etc),
             },
-            failover: failover(reader),
+            failover: failover(paths, reader),
             security: security(paths, reader),
             priority: priority(lease.profile, legacy.realtime_scheduling, reader),
             conntrack: Conntrack {
@@ -275,7 +277,7 @@ fn database(paths: &Paths, reader: &mut Reader<'_>) -> Database {
     }
 }
 
-fn failover(reader: &mut Reader<'_>) -> Failover {
+fn failover(paths: &Paths, reader: &mut Reader<'_>) -> Failover {
     let timeout = reader.integer("failover", "shutdown failover timeout", ANY);
     let extra = reader.integer("failover", "shutdown extra timeout", ANY);
     Failover {
@@ -291,7 +293,12 @@ fn failover(reader: &mut Reader<'_>) -> Failover {
                     ("script", AddressMode::Script),
                 ],
             )
-            .unwrap_or(AddressMode::Builtin),
+            // The test mode touches nothing of the host (spec/cluster.md 1).
+            .unwrap_or(if paths.test_mode {
+                AddressMode::Script
+            } else {
+                AddressMode::Builtin
+            }),
     }
 }
 

@@ -251,7 +251,7 @@ pub const KEYS: &[Key] = &[
     key(
         "failover",
         "addresses",
-        Text("builtin"),
+        Computed("builtin; script with CTDB_TEST_MODE"),
         Ours,
         "builtin, or script: addresses are handled by the event scripts as in CTDB",
     ),

@@ -186,7 +186,8 @@ impl Settings {
             shutdown_extra_timeout: config.failover.shutdown_extra,
             firewall: config.firewall.enabled,
             opening: config.firewall.opening_timeout,
-            track: config.conntrack.enabled,
+            // The test mode touches nothing of the host.
+            track: config.conntrack.enabled && !paths.test_mode,
             max_connections: config.conntrack.max_connections,
             tickle_rounds: config.conntrack.tickle_rounds,
             end_first: config.conntrack.end_first.clone(),
