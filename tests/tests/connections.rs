@@ -45,35 +45,9 @@ fn both_kinds(addresses: &[IpAddr]) -> Vec<Wanted> {
 }
 
 /// The connections that a node knows: (client, server, node).
-fn known(node: &Node) -> Vec<(SocketAddr, SocketAddr, Option<u64>)> {
-    let view = node.ctdb_json(&["conntrack", "list"]).unwrap();
-    let end = |value: &serde_json::Value| value.as_str().unwrap().parse().unwrap();
-    view["connections"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| (end(&c["client"]), end(&c["server"]), c["node"].as_u64()))
-        .collect()
-}
-
-fn wait_known(lab: &Lab, held: &Held) {
-    let wanted: Vec<(SocketAddr, SocketAddr)> = held
-        .records()
-        .iter()
-        .map(|told| (told.client, told.wanted.server))
-        .collect();
-    wait_until("all nodes to know all connections", LONG, || {
-        lab.hosts()
-            .iter()
-            .filter(|node| node.is_running())
-            .all(|node| {
-                let known = known(node);
-                wanted.iter().all(|(client, server)| {
-                    known.iter().any(|(c, s, _)| c == client && s == server)
-                })
-            })
-    })
-    .unwrap();
+fn known(node: &Node) -> Vec<(SocketAddr, SocketAddr, Option<u32>)> {
+    let list = node.connections().unwrap().into_iter();
+    list.map(|one| (one.client, one.server, one.node)).collect()
 }
 
 fn counts(node: &Node) -> serde_json::Value {
@@ -97,7 +71,7 @@ fn told(fail: Fail, role: Role) {
     let victim = scene.victim();
     let affected = scene.affected().to_vec();
     let held = Held::open(lab.client(), &both_kinds(&lab.public_addresses()), None).unwrap();
-    wait_known(&lab, &held);
+    held.wait_known(&lab, LONG).unwrap();
     let fault = scene.strike().unwrap();
     scene
         .settle(plan.bound("standard") + Duration::from_secs(10))
@@ -195,15 +169,10 @@ fn connections_are_known_on_all_nodes_shown_and_forgotten() {
     let addresses = lab.public_addresses();
     let owners = lab.node(0).ip_owners().unwrap();
     let held = Held::open(lab.client(), &both_kinds(&addresses), None).unwrap();
-    wait_known(&lab, &held);
+    held.wait_known(&lab, LONG).unwrap();
     for node in lab.hosts() {
         for (_, server, at) in known(node) {
-            assert_eq!(
-                at,
-                owners[&server.ip()].map(u64::from),
-                "{server} on {}",
-                node.pnn()
-            );
+            assert_eq!(at, owners[&server.ip()], "{server} on {}", node.pnn());
         }
     }
     // Of one client: all its connections, on all addresses and nodes.
@@ -336,7 +305,7 @@ fn killed_by_the_operator() {
         })
         .collect::<Vec<_>>();
     let held = Held::open(lab.client(), &wanted, None).unwrap();
-    wait_known(&lab, &held);
+    held.wait_known(&lab, LONG).unwrap();
     let words = [
         "conntrack",
         "kill",
@@ -361,7 +330,7 @@ fn a_daemon_that_is_started_anew_knows_what_is_there() {
     let lab = build();
     let owners = lab.node(0).ip_owners().unwrap();
     let held = Held::open(lab.client(), &both_kinds(&lab.public_addresses()), None).unwrap();
-    wait_known(&lab, &held);
+    held.wait_known(&lab, LONG).unwrap();
     let leader = lab.node(0).leader_seen().unwrap().unwrap();
     let victim = (leader + 1) % 3;
     lab.node(victim).kill_daemon(Signal::SIGKILL).unwrap();
@@ -473,7 +442,7 @@ fn figures_for_prometheus_are_on_the_read_only_socket() {
     let lab = build();
     let ip = lab.public_addresses()[0];
     let held = Held::open(lab.client(), &both_kinds(&[ip]), None).unwrap();
-    wait_known(&lab, &held);
+    held.wait_known(&lab, LONG).unwrap();
     let owner = lab.node(0).ip_owners().unwrap()[&ip].unwrap();
     let socket = lab.node(owner).root().join("run/ctdb/api-ro.sock");
     let mut text = String::new();

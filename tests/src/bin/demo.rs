@@ -122,6 +122,7 @@ fn fail(lab: &Lab, options: &Options) -> Result<Vec<String>> {
         human(bound)
     );
     let clients = Clients::open(lab, &scene, &timeline)?;
+    clients.held.wait_known(lab, Duration::from_secs(10))?;
     let stop = AtomicBool::new(false);
     let events = timeline.events();
     let story = thread::scope(|scope| {

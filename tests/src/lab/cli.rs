@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ctdb_wire::api::NodeView;
+use ctdb_wire::api::connections::ConnectionView;
 use serde_json::Value;
 
 use super::{Flavor, Lab, Node, reference, workspace_binary};
@@ -103,6 +104,12 @@ impl Node {
             .success()
             .with_context(|| format!("ctdb {all:?}"))?;
         serde_json::from_str(&text).with_context(|| format!("ctdb {all:?} printed: {text}"))
+    }
+
+    /// `ctdb conntrack list`: the connections that this node knows.
+    pub fn connections(&self) -> Result<Vec<ConnectionView>> {
+        let mut value = self.ctdb_json(&["conntrack", "list"])?;
+        serde_json::from_value(value["connections"].take()).context("ctdb conntrack list")
     }
 
     /// `ctdb node list`: all that this node knows of each.
