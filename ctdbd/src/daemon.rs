@@ -182,7 +182,12 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
         if options.background_child {
             process::say_ready().map_err(system("cannot tell the starting process"))?;
         }
-        Box::pin(daemon.main_loop()).await
+        // A task of its own: waking what `block_on` runs costs a write and a second poll each time.
+        let main_loop = tokio::spawn(daemon.main_loop());
+        match main_loop.await {
+            Ok(ended) => ended,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     });
     if ended.is_ok() {
         record::leave(&marker, &record);

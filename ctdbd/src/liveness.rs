@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use crate::clock::boot_now;
 use crate::transport::datagram::SessionKeys;
 pub use sockets::{MAX_PATHS, PathSet};
+pub use thread::give_back_memory;
 
 /// Commands that may wait for the detector; it drains all of them at every wake-up. At the
 /// bound the sender tries again at its next tick.

@@ -15,4 +15,4 @@ mod sys;
 pub mod track;
 
 pub use error::Error;
-pub use sys::boot_ns;
+pub use sys::{boot_ns, give_back_memory};

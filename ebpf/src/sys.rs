@@ -15,7 +15,8 @@ use std::{
 
 mod tracing;
 
-pub(crate) use self::tracing::{attach_tracepoint, give_back_memory, netns_cookie, run_iterator};
+pub use self::tracing::give_back_memory;
+pub(crate) use self::tracing::{attach_tracepoint, netns_cookie, run_iterator};
 
 const MAP_GET_NEXT_KEY: libc::c_long = 4;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;

@@ -160,11 +160,26 @@ fn entitle(setup: &Setup, progress: u64) {
     }
 }
 
+/// Locked as pages are touched, so that unused stack and code cost nothing.
+fn lock_memory() -> rustix::io::Result<()> {
+    let flags = rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::ONFAULT;
+    rustix::mm::mlockall(flags)
+}
+
+/// Gives back what the start needed for a moment (the kernel's types, for loading programs): the
+/// allocator cannot while memory is locked, so it is not for an instant.
+pub fn give_back_memory() {
+    let unlocked = rustix::mm::munlockall();
+    ctdb_ebpf::give_back_memory();
+    if unlocked.is_ok()
+        && let Err(errno) = lock_memory()
+    {
+        warn_once("locked memory", &errno.to_string());
+    }
+}
+
 fn schedule(scheduling: Scheduling) {
-    // Locked as pages are touched, so that unused stack and code cost nothing.
-    if let Err(errno) = rustix::mm::mlockall(
-        rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::ONFAULT,
-    ) {
+    if let Err(errno) = lock_memory() {
         warn_once("locked memory", &errno.to_string());
     }
     if let Scheduling::RoundRobin(priority) = scheduling

@@ -151,8 +151,8 @@ impl<K: Plain, V: Plain> MapRef<'_, K, V> {
 }
 
 /// Gives memory that was freed back to the system. The kernel's types are read for a moment, and
-/// are larger than all else that the daemon keeps.
-pub(crate) fn give_back_memory() {
+/// are larger than all else that the daemon keeps. Locked memory stays.
+pub fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: no pointers.
     unsafe {

@@ -94,6 +94,7 @@ pub fn start(inbox: Inbox, setup: Setup, transport: TransportHandle) -> Result<(
         published_at: Instant::now(),
         setup,
     };
+    crate::liveness::give_back_memory();
     std::thread::Builder::new()
         .name("connections".to_owned())
         .spawn(move || thread.run())
