@@ -6,6 +6,7 @@
 //! * `answers`: controls that the state answers; `acts`: those that change something.
 //! * `databases`: calls and controls about databases, and what databases say
 //!   ([`crate::database`]).
+//! * `alarms`: a timer of the databases that is finer than the runtime's.
 //! * `steward`: messages that CTDB's recovery daemon took.
 //! * `links`: frames to other nodes, in order, within the bounds of the links.
 //! * `socket`: the Unix socket and the task of each connection.
@@ -21,6 +22,7 @@
 //! (`links::BACKLOG`), beyond which the clients that send to it are read no further.
 
 mod acts;
+mod alarms;
 mod answers;
 mod control;
 mod databases;
@@ -34,7 +36,7 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ctdb_conntrack::table::Ends;
 use ctdb_db::cluster::View;
@@ -51,6 +53,7 @@ use crate::database::{self, Outlet, Output};
 use crate::failover::connections::{Connections, Teller};
 use crate::messaging::registry::ClientId;
 use crate::transport::{Relays, TransportHandle};
+use alarms::Alarms;
 use hub::{Effect, Hub, Origin};
 use links::Links;
 pub use socket::StartError;
@@ -116,6 +119,8 @@ struct Shared {
     room: Notify,
     /// The daemon ends.
     ended: watch::Sender<bool>,
+    /// Where there are databases.
+    alarms: OnceLock<Arc<Alarms>>,
     me: Pnn,
 }
 
@@ -152,6 +157,7 @@ impl Clients {
                 nodes_file: setup.nodes_file,
                 room: Notify::new(),
                 ended: watch::Sender::new(false),
+                alarms: OnceLock::new(),
                 me: setup.me,
             }),
         }
@@ -170,6 +176,10 @@ impl Clients {
     /// This node has databases from now on; persistent ones are attached as their files are found.
     pub fn open_databases(&self, setup: database::Setup) -> std::io::Result<()> {
         let names = Table::found(&setup)?;
+        if let Some(alarms) = Alarms::start(self)? {
+            // Databases are opened once.
+            let _ = self.shared.alarms.set(alarms);
+        }
         let table = Table::new(setup, Arc::new(self.clone()));
         self.with(|hub| hub.open_databases(table, &names));
         Ok(())
@@ -341,6 +351,11 @@ impl Clients {
 }
 
 impl Outlet for Clients {
+    fn alarm(&self, db: u32, at: BootTime) -> bool {
+        let alarms = self.shared.alarms.get();
+        alarms.is_some_and(|alarms| alarms.set(db, at))
+    }
+
     fn deliver(&self, outputs: Vec<Output>) {
         self.with(|hub| hub.database_says(outputs));
     }

@@ -2,8 +2,9 @@
 //! [`ctdb_db::cluster`] (`spec/database.md` C to F, `db/CLUSTER.md`).
 //!
 //! * [`table`]: which databases are attached, and under which id, name, file.
-//! * `worker`: the thread of one database. It owns the machine, the leader's side of it and the
-//!   file; everything that happens to the database comes through its [`mailbox`], in order.
+//! * `worker`: what works for one database. It owns the machine, the leader's side of it and the
+//!   file. [`seat`]: on which thread it does: that of the database, fed by its [`mailbox`], in order; or
+//!   the one that read a call or a message, when nothing waits.
 //! * `file`: the file as the machine sees it. Locks are only tried; what is busy is waited for by
 //!   [`ctdb_db::waiter`].
 //! * `jobs`: what waits for a disk: transactions, copies, syncs, on a thread beside.
@@ -20,6 +21,7 @@ mod file;
 mod jobs;
 pub mod lineage;
 pub mod mailbox;
+pub mod seat;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -28,7 +30,7 @@ mod worker;
 use std::path::PathBuf;
 
 use ctdb_db::cluster::Key;
-use ctdb_wire::ids::Pnn;
+use ctdb_wire::ids::{BootTime, Pnn};
 
 use crate::clients::hub::Origin;
 use crate::messaging::registry::ClientId;
@@ -116,4 +118,8 @@ pub enum Output {
 pub trait Outlet: Send + Sync {
     /// In order.
     fn deliver(&self, outputs: Vec<Output>);
+
+    /// [`seat::Seat::due`] of the database is to be called then, from the thread that reads calls and
+    /// messages, and not by its own. `false`: it has no such timer.
+    fn alarm(&self, db: u32, at: BootTime) -> bool;
 }

@@ -394,6 +394,17 @@ impl Tdb {
         self.unlock(LockName::Chain(self.chain_of(key)))
     }
 
+    /// Takes the lock of the free list if it is free, so that stores and deletions until
+    /// [`Self::unlock_free_list`] wait for nobody. Counted, like every lock.
+    pub fn try_free_list(&mut self) -> Result<()> {
+        self.lock(LockName::Freelist, LockKind::Exclusive, Wait::Try)
+    }
+
+    /// Gives the lock of [`Self::try_free_list`] back.
+    pub fn unlock_free_list(&mut self) -> Result<()> {
+        self.unlock(LockName::Freelist)
+    }
+
     /// From now on works as if it held all records exclusively, because another handle or process
     /// does, on its behalf (B.7). No system call but the look whether recovery is needed, which a
     /// marked handle cannot do: then [`Error::NeedsRecovery`]. Undone by [`Self::unlock_all`].

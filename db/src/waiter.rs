@@ -61,6 +61,13 @@ impl Default for WaiterOptions {
     }
 }
 
+/// How long a busy mutex is looked at closely: most are held for some tens of microseconds.
+const LOOK: Duration = Duration::from_micros(60);
+/// How long it is slept for after the first look.
+const FIRST_SLICE: Duration = Duration::from_millis(1);
+/// And at most.
+const LAST_SLICE: Duration = Duration::from_millis(100);
+
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -390,6 +397,29 @@ impl Inner {
     }
 }
 
+/// Takes the mutex of a chain. A sleeper is woken when its owner gives it back, and finds it taken again
+/// if the owner does that at once, as often as it likes: so it is looked at closely for a moment
+/// ([`LOOK`]), then slept for, each time longer.
+fn seize(tdb: &mut Tdb, chain: u32, cancelled: &AtomicBool) -> Result<()> {
+    let name = LockName::Chain(chain);
+    let mut slice = FIRST_SLICE;
+    loop {
+        let begun = Instant::now();
+        while begun.elapsed() < LOOK {
+            match tdb.lock(name, LockKind::Exclusive, Wait::Try) {
+                Err(Error::Busy { .. }) => std::hint::spin_loop(),
+                other => return other,
+            }
+        }
+        match tdb.lock(name, LockKind::Exclusive, Wait::UpTo(slice)) {
+            Err(Error::Busy { .. }) if !cancelled.load(Ordering::Acquire) => {
+                slice = (slice * 2).min(LAST_SLICE);
+            }
+            other => return other,
+        }
+    }
+}
+
 impl Shared {
     /// A thread's life: locks from the queue, one after another.
     fn work(&self, cancelled: &Arc<AtomicBool>) {
@@ -519,7 +549,11 @@ impl Shared {
                 if chain >= tdb.hash_size() {
                     return Err(Error::NoChain(chain));
                 }
-                tdb.lock(LockName::Chain(chain), LockKind::Exclusive, Wait::Forever)?;
+                if tdb.mutexes.is_some() {
+                    seize(&mut tdb, chain, cancelled)?;
+                } else {
+                    tdb.lock(LockName::Chain(chain), LockKind::Exclusive, Wait::Forever)?;
+                }
             }
         }
         Ok(tdb)

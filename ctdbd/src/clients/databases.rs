@@ -1,6 +1,8 @@
 //! What clients and other nodes want of the databases (`spec/client-protocol.md` 3.1, 5.6 to 5.8,
 //! 5.10), and what the databases say.
 
+use std::collections::VecDeque;
+
 use ctdb_db::cluster::{self, CallKind, Change, Kind, View, message::MAX_MESSAGE};
 use ctdb_db::record::{LtdbHeader, RecordFlags, Rsn};
 use ctdb_wire::client::codec::{Encode as _, Reader};
@@ -164,7 +166,7 @@ impl Hub {
         let Some(entry) = table.get(call.db_id) else {
             return;
         };
-        let taken = entry.mailbox.offer(Item::Call {
+        let followed = entry.seat.call(Item::Call {
             client: id,
             reqid,
             key: call.key.to_vec(),
@@ -172,8 +174,9 @@ impl Hub {
             flags: cluster::CallFlags::from_bits_truncate(call.flags.bits())
                 - cluster::CallFlags::VACUUM_MIGRATION,
         });
-        if !taken {
-            self.send(id, reqid, refused(b"too many calls wait for this database"));
+        match followed {
+            Some(outputs) => self.database_says(outputs),
+            None => self.send(id, reqid, refused(b"too many calls wait for this database")),
         }
     }
 
@@ -390,10 +393,11 @@ impl Hub {
                     return Verdict::Failed;
                 };
                 // A hint: what there is no room for, the next full run finds.
-                entry.mailbox.offer(Item::Delete {
+                let outputs = entry.seat.call(Item::Delete {
                     key: deleted.key.to_vec(),
                     header: header(deleted.header),
                 });
+                self.database_says(outputs.unwrap_or_default());
                 Verdict::Status(0)
             }
             Request::Trans3Commit(buffer) => self.commit(origin, buffer),
@@ -518,17 +522,19 @@ impl Hub {
             return Verdict::Failed;
         };
         table.use_by(client, buffer.db_id);
-        let taken = table.get(buffer.db_id).is_some_and(|entry| {
-            entry.mailbox.offer(Item::Commit {
+        let followed = table.get(buffer.db_id).and_then(|entry| {
+            entry.seat.call(Item::Commit {
                 origin,
                 client,
                 changes,
             })
         });
-        if taken {
-            Verdict::Later
-        } else {
-            Verdict::Failed
+        match followed {
+            Some(outputs) => {
+                self.database_says(outputs);
+                Verdict::Later
+            }
+            None => Verdict::Failed,
         }
     }
 
@@ -599,9 +605,20 @@ impl Hub {
 
     // ---- What databases say
 
+    /// Records whose stay may be over.
+    pub(super) fn holds_due(&mut self, databases: &[u32]) {
+        for db in databases {
+            if let Some(entry) = self.databases.get(*db) {
+                let outputs = entry.seat.due();
+                self.database_says(outputs);
+            }
+        }
+    }
+
     /// Takes in what a database's thread said.
     pub fn database_says(&mut self, outputs: Vec<Output>) {
-        for output in outputs {
+        let mut outputs = VecDeque::from(outputs);
+        while let Some(output) = outputs.pop_front() {
             match output {
                 Output::Opened { db, result } => self.opened(db, &result),
                 Output::Reply {
@@ -649,7 +666,7 @@ impl Hub {
                 }
                 Output::Went { db, key, to } => {
                     if let Some(table) = &self.databases.table {
-                        table.went(db, &key, to);
+                        outputs.extend(table.went(db, &key, to));
                     }
                 }
             }
@@ -680,9 +697,13 @@ impl Hub {
 
     /// Another node's message for a database.
     pub(super) fn database_frame(&mut self, from: Pnn, payload: &[u8]) -> bool {
-        match &mut self.databases.table {
-            Some(table) => table.peer(from, payload, &self.tunables),
-            None => true,
-        }
+        let Some(table) = &mut self.databases.table else {
+            return true;
+        };
+        let Some(outputs) = table.peer(from, payload, &self.tunables) else {
+            return false;
+        };
+        self.database_says(outputs);
+        true
     }
 }

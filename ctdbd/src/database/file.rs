@@ -89,6 +89,10 @@ pub struct FileStore {
     /// The chain that a waiting thread holds for this handle just now.
     marked: Option<u32>,
     frozen: bool,
+    /// Nothing is waited for: a record is locked together with the free list, or not at all.
+    hasty: bool,
+    /// The free list is locked.
+    list: bool,
     /// Clients want to see changes by the file's sequence number.
     counts: bool,
     value: Vec<u8>,
@@ -105,6 +109,8 @@ impl FileStore {
             tdb,
             marked: None,
             frozen: false,
+            hasty: false,
+            list: false,
             counts: false,
             value: Vec::new(),
         }
@@ -135,6 +141,11 @@ impl FileStore {
         self.marked = chain;
     }
 
+    /// Nothing is to be waited for from now on, or it may be again. Between two locks of records.
+    pub fn set_hasty(&mut self, hasty: bool) {
+        self.hasty = hasty;
+    }
+
     /// Changes are counted from now on.
     pub fn count_changes(&mut self) {
         self.counts = true;
@@ -161,13 +172,31 @@ impl Store for FileStore {
             return Ok(false);
         }
         match self.tdb.chain_lock(key, LockKind::Exclusive, Wait::Try) {
-            Ok(()) => Ok(true),
-            Err(Error::Busy { .. }) => Ok(false),
-            Err(error) => Err(fault(&error)),
+            Ok(()) => {}
+            Err(Error::Busy { .. }) => return Ok(false),
+            Err(error) => return Err(fault(&error)),
         }
+        if self.hasty && !self.frozen && !self.list {
+            match self.tdb.try_free_list() {
+                Ok(()) => self.list = true,
+                Err(error) => {
+                    self.unlock(key);
+                    return match error {
+                        Error::Busy { .. } => Ok(false),
+                        error => Err(fault(&error)),
+                    };
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn unlock(&mut self, key: &[u8]) {
+        if std::mem::take(&mut self.list)
+            && let Err(error) = self.tdb.unlock_free_list()
+        {
+            tracing::error!(file = %self.tdb.path().display(), %error, "the free list stays locked");
+        }
         if let Err(error) = self.tdb.chain_unlock(key) {
             tracing::error!(file = %self.tdb.path().display(), %error, "a record's lock stays");
         }

@@ -15,7 +15,8 @@ use ctdb_db::{Error, StoreMode, Tdb, TraverseKind, Wait};
 
 use super::file::FileOptions;
 use super::lineage::LineageFile;
-use super::mailbox::{Item, Mailbox};
+use super::mailbox::Item;
+use super::seat::Seat;
 
 /// How long a transaction waits for other processes' locks.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -56,19 +57,15 @@ pub(super) struct JobThread {
 }
 
 impl JobThread {
-    /// Results go to the mailbox.
-    pub(super) fn start(
-        mut jobs: Jobs,
-        name: &str,
-        mailbox: Arc<Mailbox>,
-    ) -> std::io::Result<Self> {
+    /// Results go back to the worker.
+    pub(super) fn start(mut jobs: Jobs, name: &str, seat: Arc<Seat>) -> std::io::Result<Self> {
         let (queue, work): (_, Receiver<(JobId, Work)>) = channel();
         std::thread::Builder::new()
             .name(format!("job {name}"))
             .spawn(move || {
                 while let Ok((job, work)) = work.recv() {
                     let result = jobs.run(work);
-                    mailbox.post(Item::Done(job, result));
+                    seat.bring(Item::Done(job, result));
                 }
             })?;
         Ok(Self { queue })

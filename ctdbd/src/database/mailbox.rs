@@ -1,14 +1,13 @@
 //! What waits for the thread of a database.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
 use ctdb_db::cluster::{CallFlags, CallKind, Change, JobId, JobResult, Key, View};
 use ctdb_db::record::LtdbHeader;
-use ctdb_wire::ids::{NodeSet, Pnn};
+use ctdb_wire::ids::{BootTime, NodeSet, Pnn};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::clients::hub::Origin;
+use crate::clock::boot_now;
 use crate::messaging::registry::ClientId;
 
 /// Items that wait for one database.
@@ -131,7 +130,8 @@ pub enum Item {
 }
 
 impl Item {
-    fn size(&self) -> usize {
+    /// Bytes that it keeps waiting.
+    pub(super) fn size(&self) -> usize {
         match self {
             Self::Call { key, .. } | Self::Delete { key, .. } => key.len(),
             Self::Push { key, data, .. } => key.len() + data.len(),
@@ -150,6 +150,8 @@ struct Inner {
     bytes: usize,
     /// Nodes of which messages had to be dropped.
     lost: NodeSet,
+    /// When the database's thread has something to do though nothing comes.
+    alarm: Option<BootTime>,
     closed: bool,
 }
 
@@ -191,6 +193,54 @@ impl Mailbox {
         true
     }
 
+    /// Puts in what must not get lost and cannot be many, without waking anybody.
+    pub(super) fn put(&self, item: Item) {
+        let mut inner = self.lock();
+        if !inner.closed {
+            inner.bytes += item.size();
+            inner.items.push_back(item);
+        }
+    }
+
+    /// Wakes the database's thread.
+    pub(super) fn wake(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        let inner = self.lock();
+        inner.items.is_empty() && inner.lost.is_empty()
+    }
+
+    /// The thread is to wake then, if nothing comes. Said by who has the worker.
+    pub(super) fn set_alarm(&self, alarm: Option<BootTime>) {
+        let mut inner = self.lock();
+        let old = std::mem::replace(&mut inner.alarm, alarm);
+        drop(inner);
+        if alarm.is_some_and(|at| old.is_none_or(|old| at < old)) {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Waits until something has come or the alarm is due.
+    pub(super) fn wait(&self) {
+        let mut inner = self.lock();
+        while inner.items.is_empty() && inner.lost.is_empty() && !inner.closed {
+            inner = if let Some(at) = inner.alarm {
+                let left = at.since(boot_now());
+                if left.is_zero() {
+                    return;
+                }
+                let waited = self.arrived.wait_timeout(inner, left);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            } else {
+                let waited = self.arrived.wait(inner);
+                waited.unwrap_or_else(PoisonError::into_inner)
+            };
+        }
+    }
+
     /// A message of another node. One that has no room counts as lost with its link.
     pub fn peer(&self, from: Pnn, bytes: Vec<u8>) {
         if !self.offer(Item::Peer(from, bytes)) {
@@ -198,20 +248,9 @@ impl Mailbox {
         }
     }
 
-    /// All that has come, and whose messages were lost; waits up to `wait`, or without end.
-    pub fn take(&self, wait: Option<Duration>) -> (VecDeque<Item>, NodeSet) {
+    /// All that has come, and whose messages were lost.
+    pub fn take(&self) -> (VecDeque<Item>, NodeSet) {
         let mut inner = self.lock();
-        if inner.items.is_empty() && wait != Some(Duration::ZERO) {
-            inner = if let Some(wait) = wait {
-                let waited = self.arrived.wait_timeout(inner, wait);
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            } else {
-                let waited = self
-                    .arrived
-                    .wait_while(inner, |inner| inner.items.is_empty() && !inner.closed);
-                waited.unwrap_or_else(PoisonError::into_inner)
-            };
-        }
         inner.bytes = 0;
         let lost = std::mem::take(&mut inner.lost);
         (std::mem::take(&mut inner.items), lost)

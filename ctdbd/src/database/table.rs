@@ -14,8 +14,9 @@ use ctdb_wire::ids::Pnn;
 
 use super::file::FileOptions;
 use super::mailbox::{Item, Mailbox};
+use super::seat::Seat;
 use super::worker::{self, Birth, Shown};
-use super::{Outlet, Setup};
+use super::{Outlet, Output, Setup};
 use crate::clients::hub::Origin;
 use crate::config::{Tunable, Tunables};
 use crate::messaging::registry::ClientId;
@@ -83,6 +84,8 @@ pub struct Entry {
     pub opening: Option<Vec<Origin>>,
     /// For its thread.
     pub mailbox: Arc<Mailbox>,
+    /// Where calls and messages go.
+    pub seat: Arc<Seat>,
     /// What its thread shows.
     pub shown: Arc<Shown>,
 }
@@ -221,6 +224,7 @@ impl Table {
         let path = directory.join(format!("{name}.{}", self.setup.me));
         let open_flags = FileOptions::flags_of(kind, self.setup.mutexes);
         let mailbox = Arc::new(Mailbox::default());
+        let seat = Arc::new(Seat::new(Arc::clone(&mailbox), Arc::clone(&self.outlet)));
         let shown = Arc::new(Shown::default());
         if let Some(view) = &self.view {
             mailbox.post(Item::View(Some(Arc::clone(view))));
@@ -237,6 +241,7 @@ impl Table {
             },
             tunables: machine_tunables(tunables),
             mailbox: Arc::clone(&mailbox),
+            seat: Arc::clone(&seat),
             outlet: Arc::clone(&self.outlet),
             shown: Arc::clone(&shown),
             right: self.right,
@@ -258,6 +263,7 @@ impl Table {
             health: None,
             opening: Some(Vec::new()),
             mailbox,
+            seat,
             shown,
         })
     }
@@ -342,49 +348,50 @@ impl Table {
     }
 
     /// A message of another node for one of its databases; attaches one that the leader names and
-    /// this node does not have. `false`: no message.
-    pub fn peer(&mut self, from: Pnn, payload: &[u8], tunables: &Tunables) -> bool {
-        let Some((id, bytes)) = payload.split_first_chunk() else {
-            return false;
-        };
+    /// this node does not have. What follows at once; `None`: no message.
+    pub fn peer(&mut self, from: Pnn, payload: &[u8], tunables: &Tunables) -> Option<Vec<Output>> {
+        let (id, bytes) = payload.split_first_chunk()?;
         let id = u32::from_le_bytes(*id);
         if self.get(id).is_none() {
-            let Ok(message) = Message::decode(bytes) else {
-                return false;
-            };
+            let message = Message::decode(bytes).ok()?;
             if message.db.0 != id {
-                return false;
+                return None;
             }
             // What else there is for a database that is not here has no receiver.
             let Body::Freeze { name, kind } = message.body else {
-                return true;
+                return Some(Vec::new());
             };
             match self.attach(&name, kind, tunables) {
                 Ok(entry) if entry.id == id => {}
-                Ok(_) => return false,
+                Ok(_) => return None,
                 Err(error) => {
                     tracing::error!(%error, node = %from, "the leader's database is not attached");
-                    return true;
+                    return Some(Vec::new());
                 }
             }
         }
-        if let Some(entry) = self.get(id) {
-            entry.mailbox.peer(from, bytes.to_vec());
-        }
-        true
+        let entry = self.get(id)?;
+        Some(entry.seat.peer(from, bytes))
     }
 
     /// A record went to a node: those that are used together with it follow.
-    pub fn went(&self, id: u32, key: &cluster::Key, to: Pnn) {
-        let Some(from) = self.get(id) else { return };
+    /// What follows at once.
+    pub fn went(&self, id: u32, key: &cluster::Key, to: Pnn) -> Vec<Output> {
+        let Some(from) = self.get(id) else {
+            return Vec::new();
+        };
         if !COMPANIONS.contains(&from.name.as_str()) {
-            return;
+            return Vec::new();
         }
+        let mut outputs = Vec::new();
         for entry in &self.list {
             if entry.id != id && COMPANIONS.contains(&entry.name.as_str()) {
-                entry.mailbox.offer(Item::Companion(key.clone(), to));
+                // One that has no room for it does without.
+                let followed = entry.seat.call(Item::Companion(key.clone(), to));
+                outputs.extend(followed.unwrap_or_default());
             }
         }
+        outputs
     }
 
     /// A database is served, perhaps again. True if all are, and clients are to be told.

@@ -3,14 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctdb_db::cluster::{Cursor, Generation, Kind, Lineage, Store as _};
+use ctdb_db::cluster::{
+    CallFlags, CallKind, Change, Cursor, Generation, Kind, Lineage, Store as _, View,
+};
 use ctdb_db::record::{LtdbHeader, Rsn};
-use ctdb_db::{LockKind, Wait};
-use ctdb_wire::ids::{Incarnation, NodeSet, Pnn, Term};
+use ctdb_db::{LockKind, OpenOptions, Tdb, Wait};
+use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn, Term};
 
 use super::file::{FileOptions, FileStore};
 use super::lineage::{LineageError, LineageFile};
 use super::mailbox::{Item, MAX_ITEMS, Mailbox};
+use super::table::Table;
+use super::{Outlet, Output, Setup};
+use crate::clock::boot_now;
+use crate::config::Tunables;
+use crate::messaging::registry::ClientId;
 
 fn pnn(number: u32) -> Pnn {
     Pnn::new(number).unwrap()
@@ -43,23 +50,63 @@ fn a_full_mailbox_refuses_calls_and_notes_whose_messages_are_lost() {
     mailbox.peer(pnn(3), vec![1]);
     // What must not get lost goes in nevertheless.
     mailbox.post(Item::LinkReset(pnn(1)));
-    let (items, lost) = mailbox.take(Some(Duration::ZERO));
+    let (items, lost) = mailbox.take();
     assert_eq!(items.len(), MAX_ITEMS + 1);
     assert_eq!(lost, [pnn(3)].into_iter().collect::<NodeSet>());
     assert!(mailbox.offer(Item::Readonly), "there is room again");
-    let (_, lost) = mailbox.take(Some(Duration::ZERO));
+    let (_, lost) = mailbox.take();
     assert!(lost.is_empty());
     mailbox.close();
     assert!(!mailbox.offer(Item::Readonly));
 }
 
 #[test]
-fn who_waits_at_a_mailbox_is_woken() {
+fn who_waits_at_a_mailbox_is_woken_by_items_and_alarms() {
     let mailbox = Arc::new(Mailbox::default());
-    let other = Arc::clone(&mailbox);
-    let waiting = std::thread::spawn(move || other.take(None).0.len());
+    let wait = || {
+        let other = Arc::clone(&mailbox);
+        std::thread::spawn(move || {
+            other.wait();
+            other.take().0.len()
+        })
+    };
+    let waiting = wait();
     mailbox.post(Item::Readonly);
     assert_eq!(waiting.join().unwrap(), 1);
+    // Whether it sleeps already or not: an alarm that is set earlier counts.
+    mailbox.set_alarm(Some(boot_now() + Duration::from_hours(1)));
+    let waiting = wait();
+    mailbox.set_alarm(Some(boot_now() + Duration::from_millis(1)));
+    assert_eq!(waiting.join().unwrap(), 0);
+    mailbox.set_alarm(None);
+    let waiting = wait();
+    mailbox.close();
+    assert_eq!(waiting.join().unwrap(), 0);
+}
+
+#[test]
+fn in_haste_a_record_is_not_locked_without_the_free_list() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path(), Kind::Volatile);
+    let mut store = FileStore::new(options.open().unwrap());
+    let mut other = options.again().unwrap();
+    store.set_hasty(true);
+    assert!(store.try_lock(b"key").unwrap());
+    let list = other.try_free_list();
+    assert!(matches!(list, Err(ctdb_db::Error::Busy { .. })), "{list:?}");
+    store.write(b"key", &header(1), b"data").unwrap();
+    store.unlock(b"key");
+    other.try_free_list().unwrap();
+    assert!(!store.try_lock(b"key").unwrap(), "it would have to wait");
+    let mut third = options.again().unwrap();
+    third
+        .chain_lock(b"key", LockKind::Exclusive, Wait::Try)
+        .unwrap();
+    third.chain_unlock(b"key").unwrap();
+    store.set_hasty(false);
+    assert!(store.try_lock(b"key").unwrap());
+    store.unlock(b"key");
+    other.unlock_free_list().unwrap();
 }
 
 #[test]
@@ -171,4 +218,143 @@ fn a_volatile_file_that_somebody_still_has_open_is_left_to_him() {
         second.fetch(b"key").unwrap().as_deref(),
         Some(&b"value"[..])
     );
+}
+
+/// What databases say, where no hub is.
+struct Said(std::sync::mpsc::SyncSender<Output>);
+
+impl Outlet for Said {
+    fn deliver(&self, outputs: Vec<Output>) {
+        for output in outputs {
+            // Full when nobody listens any more.
+            let _ = self.0.try_send(output);
+        }
+    }
+
+    fn alarm(&self, _: u32, _: BootTime) -> bool {
+        false
+    }
+}
+
+/// A table of a node that serves alone, and what its databases say.
+fn alone(directory: &std::path::Path) -> (Table, std::sync::mpsc::Receiver<Output>) {
+    let setup = Setup {
+        me: pnn(0),
+        volatile: directory.to_path_buf(),
+        persistent: directory.to_path_buf(),
+        mutexes: true,
+    };
+    let (say, said) = std::sync::mpsc::sync_channel(1000);
+    let mut table = Table::new(setup, Arc::new(Said(say)));
+    table.set_right(true);
+    table.set_view(Some(View {
+        term: Term {
+            number: 1,
+            leader: pnn(0),
+            session: Incarnation(1),
+        },
+        members: [(pnn(0), Incarnation(1))].into_iter().collect(),
+        donors: NodeSet::EMPTY,
+        witnesses: NodeSet::EMPTY,
+        lmasters: vec![pnn(0)],
+        complete: true,
+    }));
+    (table, said)
+}
+
+fn until<T>(
+    said: &std::sync::mpsc::Receiver<Output>,
+    mut wanted: impl FnMut(Output) -> Option<T>,
+) -> T {
+    loop {
+        let output = said.recv_timeout(Duration::from_secs(60)).unwrap();
+        if let Some(found) = wanted(output) {
+            return found;
+        }
+    }
+}
+
+fn call(reqid: u32) -> Item {
+    Item::Call {
+        client: ClientId(1),
+        reqid,
+        key: b"key".to_vec(),
+        call: CallKind::Null,
+        flags: CallFlags::IMMEDIATE_MIGRATION,
+    }
+}
+
+#[test]
+fn calls_are_answered_where_they_are_read_and_behind_what_waits() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut table, said) = alone(directory.path());
+    let tunables = Tunables::default();
+    let entry = table
+        .attach("calls.tdb", Kind::Volatile, &tunables)
+        .unwrap();
+    let (seat, path) = (Arc::clone(&entry.seat), entry.path.clone());
+    let reply = |output| match output {
+        Output::Reply { reqid, status, .. } => Some((reqid, status)),
+        _ => None,
+    };
+    // While the file is not open, and while its thread is at work, calls wait for that; none is lost.
+    let (mut at_once, mut reqid) = (0, 0);
+    while at_once < 10 {
+        reqid += 1;
+        let outputs = seat.call(call(reqid)).unwrap();
+        if outputs.is_empty() {
+            assert_eq!(until(&said, reply), (reqid, 0));
+        } else {
+            let answers: Vec<_> = outputs.into_iter().filter_map(reply).collect();
+            assert_eq!(answers, [(reqid, 0)]);
+            at_once += 1;
+        }
+    }
+    // A client has the record locked: the call waits for that, and what comes later is behind it.
+    let mut other = Tdb::open(
+        &path,
+        &OpenOptions {
+            flags: FileOptions::flags_of(Kind::Volatile, true),
+            ..OpenOptions::default()
+        },
+    )
+    .unwrap();
+    other
+        .chain_lock(b"key", LockKind::Exclusive, Wait::Forever)
+        .unwrap();
+    for later in [1, 2] {
+        assert!(seat.call(call(reqid + later)).unwrap().is_empty());
+    }
+    other.chain_unlock(b"key").unwrap();
+    assert_eq!(until(&said, reply), (reqid + 1, 0));
+    assert_eq!(until(&said, reply), (reqid + 2, 0));
+    table.stop();
+}
+
+#[test]
+fn a_message_that_cannot_be_taken_in_at_once_waits_for_the_thread() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut table, said) = alone(directory.path());
+    let entry = table
+        .attach("messages.tdb", Kind::Replicated, &Tunables::default())
+        .unwrap();
+    let (id, seat) = (entry.id, Arc::clone(&entry.seat));
+    until(&said, |output| {
+        matches!(output, Output::Served { .. }).then_some(())
+    });
+    // No message, then a client's commit: its answer shows that the thread came through the first.
+    assert!(seat.peer(pnn(1), &[0xff; 9]).is_empty());
+    let commit = Item::Commit {
+        origin: crate::clients::hub::Origin::Client(ClientId(1), 7),
+        client: ClientId(1),
+        changes: vec![Change::new(b"key", &header(1), b"data")],
+    };
+    let outputs = seat.call(commit).unwrap();
+    assert!(outputs.is_empty(), "a disk is waited for: {outputs:?}");
+    let status = until(&said, |output| match output {
+        Output::Control { status, .. } => Some(status),
+        _ => None,
+    });
+    assert_eq!(status, 0);
+    table.detach(id);
 }

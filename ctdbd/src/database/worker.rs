@@ -1,4 +1,4 @@
-//! The thread of one database.
+//! What works for one database: its machine, the leader's side of it, the file.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
@@ -24,6 +24,7 @@ use super::file::{FileOptions, FileStore};
 use super::jobs::{JobThread, Jobs, aside};
 use super::lineage::LineageFile;
 use super::mailbox::{Item, Mailbox, Question};
+use super::seat::Seat;
 use super::{Outlet, Output};
 use crate::clients::hub::Origin;
 use crate::clock::boot_now;
@@ -59,6 +60,7 @@ pub(super) struct Birth {
     pub(super) file: FileOptions,
     pub(super) tunables: Tunables,
     pub(super) mailbox: Arc<Mailbox>,
+    pub(super) seat: Arc<Seat>,
     pub(super) outlet: Arc<dyn Outlet>,
     pub(super) shown: Arc<Shown>,
     /// Whether the node has the right to serve.
@@ -71,7 +73,8 @@ struct Traverse {
     reqid: u32,
 }
 
-struct Worker {
+/// What works for a database, on one thread at a time.
+pub(super) struct Worker {
     id: DbId,
     kind: Kind,
     database: Database,
@@ -117,11 +120,13 @@ pub(super) fn run(birth: Birth) {
     let db = DbId::of(&birth.name).0;
     let outlet = Arc::clone(&birth.outlet);
     let mailbox = Arc::clone(&birth.mailbox);
+    let seat = Arc::clone(&birth.seat);
     match Worker::open(birth) {
         Ok((mut worker, health)) => {
             let result = Ok(health);
             worker.out.push(Output::Opened { db, result });
-            worker.run();
+            worker.follow_right();
+            seat.serve(worker);
         }
         Err(error) => {
             let result = Err(error);
@@ -170,14 +175,14 @@ impl Worker {
     fn open(birth: Birth) -> Result<(Self, Option<String>), String> {
         let (tdb, lineage, health) = open_file(&birth.file)?;
         let wake = {
-            let mailbox = Arc::clone(&birth.mailbox);
-            move || mailbox.post(Item::Granted)
+            let seat = Arc::clone(&birth.seat);
+            move || seat.bring(Item::Granted)
         };
         let waiters = Waiters::new(&tdb, WaiterOptions::default(), wake);
         let kind = birth.file.kind;
         let jobs = Jobs::new(birth.file, lineage);
-        let jobs = JobThread::start(jobs, &birth.name, Arc::clone(&birth.mailbox))
-            .map_err(|error| error.to_string())?;
+        let jobs =
+            JobThread::start(jobs, &birth.name, birth.seat).map_err(|error| error.to_string())?;
         let id = DbId::of(&birth.name);
         let planted = ctdb_db::cluster::planted::Planted::default();
         let config = Config {
@@ -223,41 +228,95 @@ impl Worker {
         Ok((worker, health))
     }
 
-    fn run(&mut self) {
-        self.follow_right();
-        loop {
-            self.flush();
-            let (items, lost) = self.mailbox.take(self.pause());
-            for item in items {
-                if let ControlFlow::Break(()) = self.item(item) {
-                    self.flush();
-                    return;
-                }
-                self.settle();
-            }
-            for peer in lost.iter() {
-                tracing::warn!(db = %self.id, node = %peer, "too much waits; a node's messages are lost");
-                self.input(Input::LinkReset(peer));
-                self.settle();
-            }
-            self.granted();
+    /// Takes in all that has come. `all`: also what is due by time.
+    pub(super) fn turn(&mut self, all: bool) -> ControlFlow<()> {
+        let (items, lost) = self.mailbox.take();
+        for item in items {
+            self.item(item)?;
+            self.settle();
+        }
+        for peer in lost.iter() {
+            tracing::warn!(db = %self.id, node = %peer, "too much waits; a node's messages are lost");
+            self.input(Input::LinkReset(peer));
+            self.settle();
+        }
+        self.granted();
+        if all {
             for ticket in std::mem::take(&mut self.refused) {
                 self.input(Input::Granted(ticket));
             }
             self.tick();
             self.settle();
-            self.show();
         }
+        self.show();
+        ControlFlow::Continue(())
     }
 
-    /// Until something is due.
-    fn pause(&self) -> Option<Duration> {
-        let wakes = [self.database.next_wake(), self.leader.next_wake()];
-        if !self.refused.is_empty() {
-            return Some(RETRY);
+    /// What there is to say, since the last time.
+    pub(super) fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Whether calls and messages of records are served.
+    pub(super) fn is_serving(&self) -> bool {
+        self.database.state() == State::Serving
+    }
+
+    /// Takes in what a client wants, on the thread that read it: nothing is waited for.
+    pub(super) fn at_once(&mut self, item: Item) -> Vec<Output> {
+        self.store.set_hasty(true);
+        // What ends a database does not come this way.
+        let _ = self.item(item);
+        self.after_haste()
+    }
+
+    /// Takes in another node's message on the thread that read it, if it is of a kind that takes no
+    /// time; nothing is waited for. `None`: it is not, or is none.
+    pub(super) fn message_at_once(&mut self, from: Pnn, bytes: &[u8]) -> Option<Vec<Output>> {
+        let message = Message::decode(bytes).ok()?;
+        if message.db != self.id || !message.body.of_record() {
+            return None;
         }
-        let at = wakes.into_iter().flatten().min()?;
-        Some(at.since(boot_now()).max(PAUSE))
+        self.store.set_hasty(true);
+        self.message(from, message);
+        Some(self.after_haste())
+    }
+
+    fn after_haste(&mut self) -> Vec<Output> {
+        if !self.own.is_empty() || !self.is_serving() {
+            self.settle();
+            self.show();
+        }
+        self.store.set_hasty(false);
+        self.set_alarm();
+        self.take_outputs()
+    }
+
+    /// When something is due. What is due soon and done quickly is the outlet's, if it takes that.
+    pub(super) fn set_alarm(&self) {
+        let hold = self.database.next_hold();
+        let hold = hold.filter(|at| !self.outlet.alarm(self.id.0, *at));
+        let wakes = [
+            hold,
+            self.database.next_slow_wake(),
+            self.leader.next_wake(),
+        ];
+        let next = wakes.into_iter().flatten().min();
+        let alarm = if self.refused.is_empty() {
+            next.map(|at| at.max(boot_now() + PAUSE))
+        } else {
+            Some(boot_now() + RETRY)
+        };
+        self.mailbox.set_alarm(alarm);
+    }
+
+    /// Holds that may be over, on the thread that was told.
+    pub(super) fn holds_at_once(&mut self) -> Vec<Output> {
+        self.store.set_hasty(true);
+        if self.database.next_hold().is_some_and(|at| at <= boot_now()) {
+            self.input(Input::Holds);
+        }
+        self.after_haste()
     }
 
     fn tick(&mut self) {
@@ -269,12 +328,6 @@ impl Worker {
         }
         if self.database.next_wake().is_some_and(|at| at <= now) {
             self.input(Input::Tick);
-        }
-    }
-
-    fn flush(&mut self) {
-        if !self.out.is_empty() {
-            self.outlet.deliver(std::mem::take(&mut self.out));
         }
     }
 

@@ -18,7 +18,7 @@ use ctdb_wire::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::{Notify, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
 use super::{
@@ -305,16 +305,31 @@ impl Link {
         let mut buffer: Vec<u8> = Vec::with_capacity(READ);
         let mut plain = Vec::new();
         let mut needed = LENGTH;
+        let mut heard = Instant::now();
+        let silence = sleep_until(heard + self.timings.idle);
+        tokio::pin!(silence);
         loop {
             // A frame's room is taken as its bytes arrive, at most doubling.
             if buffer.capacity() - buffer.len() < READ / 4 {
                 buffer.reserve(READ);
             }
-            match timeout(self.timings.idle, reader.read_buf(&mut buffer)).await {
-                Err(_) => return DownReason::Silent(self.timings.idle),
-                Ok(Err(error)) => return DownReason::Io(error.kind()),
-                Ok(Ok(0)) => return DownReason::Closed,
-                Ok(Ok(count)) => {
+            let read = tokio::select! {
+                biased;
+                read = reader.read_buf(&mut buffer) => read,
+                () = &mut silence => {
+                    // It is not set anew with each read.
+                    if heard.elapsed() >= self.timings.idle {
+                        return DownReason::Silent(self.timings.idle);
+                    }
+                    silence.as_mut().reset(heard + self.timings.idle);
+                    continue;
+                }
+            };
+            heard = Instant::now();
+            match read {
+                Err(error) => return DownReason::Io(error.kind()),
+                Ok(0) => return DownReason::Closed,
+                Ok(count) => {
                     self.traffic
                         .bytes_in
                         .fetch_add(count as u64, Ordering::Relaxed);

@@ -238,6 +238,7 @@ impl Database {
         }
         if !self.lock(cx, &call.key)? {
             let key = call.key.clone();
+            self.wanted_in_use(cx.now, &key);
             self.park(cx, &key, Deferred::Peer(from, Body::Call(call)));
             return Ok(());
         }

@@ -7,7 +7,7 @@ use ctdb_wire::ids::{BootTime, NodeSet, Pnn};
 use super::call::{ClientCall, Pending};
 use super::commit::Commits;
 use super::exchange::Recovery;
-use super::hold::Tenure;
+use super::hold::{Habit, Tenure};
 use super::hot::{Hot, Statistics};
 use super::message::{Body, Message};
 use super::migrate::Held;
@@ -106,6 +106,7 @@ pub struct Database {
     pub(super) collapsed: BTreeMap<Key, VecDeque<ClientCall>>,
     pub(super) parked: Parked,
     pub(super) tenures: BTreeMap<Key, Tenure>,
+    pub(super) habits: BTreeMap<Key, Habit>,
     pub(super) held: BTreeMap<Key, Held>,
     pub(super) sticky: Option<BTreeMap<Key, BootTime>>,
     pub(super) readonly: Option<ReadOnly>,
@@ -143,6 +144,7 @@ impl Database {
             collapsed: BTreeMap::new(),
             parked: Parked::default(),
             tenures: BTreeMap::new(),
+            habits: BTreeMap::new(),
             held: BTreeMap::new(),
             sticky: None,
             readonly: None,
@@ -202,8 +204,20 @@ impl Database {
 
     /// When [`Input::Tick`] is due.
     pub fn next_wake(&self) -> Option<BootTime> {
-        let mut wake = self.held.values().map(|held| held.due).min();
-        wake = earlier(wake, self.vacuum.next_wake(self.serving()));
+        earlier(self.next_hold(), self.next_slow_wake())
+    }
+
+    /// When [`Input::Holds`] is due: soon, and quick to take in.
+    pub fn next_hold(&self) -> Option<BootTime> {
+        if !self.serving() {
+            return None;
+        }
+        self.held.values().map(|held| held.due).min()
+    }
+
+    /// When [`Input::Tick`] is due for anything else.
+    pub fn next_slow_wake(&self) -> Option<BootTime> {
+        let mut wake = self.vacuum.next_wake(self.serving());
         wake = earlier(wake, self.traverses.next_wake());
         wake = earlier(wake, self.recovery.as_ref().and_then(Recovery::next_wake));
         if let AllRecords::Asked {
@@ -337,6 +351,7 @@ impl Database {
                 self.vacuum.demand(cx.now, full);
                 self.tick(cx)
             }
+            Input::Holds => self.holds_due(cx),
             Input::Tick => self.tick(cx),
         }
     }

@@ -429,6 +429,23 @@ impl Body {
         )
     }
 
+    /// Whether it is about single records or a transaction, and takes no time to take in.
+    pub fn of_record(&self) -> bool {
+        matches!(
+            self,
+            Self::Call(_)
+                | Self::Reply { .. }
+                | Self::Moved { .. }
+                | Self::Grant { .. }
+                | Self::Refresh { .. }
+                | Self::Refreshed { .. }
+                | Self::Apply { .. }
+                | Self::Applied { .. }
+                | Self::Push { .. }
+                | Self::Sequence
+        )
+    }
+
     /// Whether it belongs to a recovery, which has rules of its own for generations.
     pub fn of_recovery(&self) -> bool {
         matches!(

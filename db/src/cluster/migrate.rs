@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use ctdb_wire::ids::{BootTime, Pnn};
 
 use super::database::{Cx, Database, Outcome};
-use super::hold::{Tenure, Verdict, fingerprint};
+use super::hold::{Habit, Tenure, Verdict, fingerprint};
 use super::message::{Body, Call, Record};
 use super::park::Deferred;
 use super::planted::Bug;
@@ -242,6 +242,7 @@ impl Database {
             Tenure {
                 since: now,
                 seen,
+                asked: None,
                 pinned,
             },
         );
@@ -252,15 +253,38 @@ impl Database {
         let Some(tenure) = self.tenures.get_mut(key) else {
             return Verdict::Go;
         };
-        let verdict = self
-            .config
-            .tunables
-            .hold
-            .verdict(now, tenure, fingerprint(&self.scratch));
+        let hold = self.config.tunables.hold;
+        let mut habit = self.habits.get(key).copied().unwrap_or_default();
+        let before = habit;
+        let verdict = hold.verdict(now, tenure, &mut habit, fingerprint(&self.scratch));
+        if habit != before {
+            self.set_habit(key, habit);
+        }
         if verdict != Verdict::Go {
             self.statistics.holds += 1;
         }
         verdict
+    }
+
+    fn set_habit(&mut self, key: &[u8], habit: Habit) {
+        if habit == Habit::default() {
+            self.habits.remove(key);
+            return;
+        }
+        if self.habits.len() >= MAX_TENURES && !self.habits.contains_key(key) {
+            // All is learned again.
+            self.habits.clear();
+        }
+        self.habits.insert(key.to_vec(), habit);
+    }
+
+    /// Others want a record that is in use here.
+    pub(super) fn wanted_in_use(&mut self, now: BootTime, key: &[u8]) {
+        let grace = self.config.tunables.hold.grace;
+        let tenure = self.tenures.get(key);
+        if tenure.is_some_and(|tenure| now >= tenure.since + grace) {
+            self.habits.remove(key);
+        }
     }
 
     /// A record that went round for long is kept a while each time that it comes (D.10).
@@ -315,6 +339,7 @@ impl Database {
         }
         if !self.lock(cx, key)? {
             // Busy: it is in use. Whoever waits has waited enough to be next.
+            self.wanted_in_use(cx.now, key);
             if let Some(held) = self.held.remove(key) {
                 for (from, call) in held.queue {
                     self.park(cx, key, Deferred::Peer(from, Body::Call(call)));

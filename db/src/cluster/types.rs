@@ -205,6 +205,8 @@ pub enum Input<'a> {
         /// Look at all records, not only at those that were reported empty.
         full: bool,
     },
+    /// [`Database::next_hold`](super::Database::next_hold) has come.
+    Holds,
     /// [`Database::next_wake`](super::Database::next_wake) has come.
     Tick,
 }
