@@ -280,19 +280,23 @@ impl World {
                 format!("db {side} node {node}: half a transaction: {lists:?}"),
             );
         }
+        let lost = self.check.acknowledged[side].difference(&there).next();
+        if let Some(tx) = lost.copied() {
+            if self.kinds[side] == Kind::Persistent {
+                let text =
+                    format!("db {side} node {node}: {tx} was acknowledged, and is not there");
+                self.broken("DATA-2", text);
+            } else {
+                // A replicated database lives as long as one of its nodes: all that had the newest copy
+                // are gone, an older one is all that is left, with what was decided about since.
+                self.check.denied[side].retain(|tx| !there.contains(tx));
+                self.check.acknowledged[side].clone_from(&there);
+            }
+        }
         if let Some(tx) = self.check.denied[side].intersection(&there).next() {
             let text =
                 format!("db {side} node {node}: {tx} was answered as not done, and is there");
             self.broken("DATA-2", text);
-        }
-        if let Some(tx) = self.check.acknowledged[side].difference(&there).next() {
-            let text = format!("db {side} node {node}: {tx} was acknowledged, and is not there");
-            // A replicated database lives as long as one of its nodes.
-            if self.kinds[side] == Kind::Persistent {
-                self.broken("DATA-2", text);
-            } else {
-                self.check.acknowledged[side] = there;
-            }
         }
     }
 
