@@ -40,6 +40,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ctdb_conntrack::table::Ends;
 use ctdb_db::cluster::View;
+use ctdb_ebpf::deadman::Deadman;
 use ctdb_wire::api::{Action, ApiError, Snapshot};
 use ctdb_wire::client::srvid;
 use ctdb_wire::client::types::NodeMapEntry;
@@ -174,20 +175,28 @@ impl Clients {
     }
 
     /// This node has databases from now on; persistent ones are attached as their files are found.
-    pub fn open_databases(&self, setup: database::Setup) -> std::io::Result<()> {
+    pub fn open_databases(
+        &self,
+        setup: database::Setup,
+        deadman: Arc<Deadman>,
+    ) -> std::io::Result<()> {
         let names = Table::found(&setup)?;
         if let Some(alarms) = Alarms::start(self)? {
             // Databases are opened once.
             let _ = self.shared.alarms.set(alarms);
         }
-        let table = Table::new(setup, Arc::new(self.clone()));
+        let table = Table::new(setup, Some(deadman), Arc::new(self.clone()));
         self.with(|hub| hub.open_databases(table, &names));
         Ok(())
     }
 
-    /// Whether this node has the right to serve, and what it sees of the cluster if it leads:
-    /// `view` makes that of what was seen before.
-    pub fn follow_cluster(&self, right: bool, view: impl FnOnce(Option<&View>) -> Option<View>) {
+    /// The slot of the right to serve that this node has, and what it sees of the cluster if it
+    /// leads: `view` makes that of what was seen before.
+    pub fn follow_cluster(
+        &self,
+        right: Option<u32>,
+        view: impl FnOnce(Option<&View>) -> Option<View>,
+    ) {
         self.with(|hub| hub.follow_cluster(right, view));
     }
 

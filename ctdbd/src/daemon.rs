@@ -232,6 +232,8 @@ struct Daemon {
     lock: Option<mpsc::Receiver<LockNews>>,
     deadman: Arc<Deadman>,
     guard: Option<Child>,
+    /// What a guard is started with.
+    guard_with: guard::Arguments,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -272,7 +274,6 @@ impl Daemon {
             connections: connections.clone(),
             end_first: settings.end_first.clone(),
         })?;
-        let pins = deadline.is_some().then_some(settings.bpf_dir.as_path());
         let deadman = Arc::new(Deadman::create()?);
         let first_life = record::first_life(&settings.life_marker, crate::clock::boot_now())
             .map_err(system("cannot mark that a daemon has run on this host"))?;
@@ -281,6 +282,13 @@ impl Daemon {
             let unrecorded = !settings.voters_record.exists();
             (first_life && unrecorded).then_some(settings.voters)
         });
+        let guard_with = guard::Arguments {
+            pins: deadline.is_some().then(|| settings.bpf_dir.clone()),
+            settle: settings.timing.settle(),
+            lock: settings.cluster_lock.is_some(),
+            margin: settings.timing.margin,
+            volatile: settings.databases.volatile.clone(),
+        };
         let detector = Detector::start(liveness::Setup {
             authority: settings.authority(incarnation, acted_under),
             local: settings
@@ -297,9 +305,8 @@ impl Daemon {
                 .as_ref()
                 .map(|_| settings.lock_validity),
         })?;
-        let lock = settings.cluster_lock.is_some();
-        let guard = guard::spawn(&deadman, pins, settings.timing.settle(), lock)
-            .map_err(system("cannot start the guard"))?;
+        let guard =
+            guard::spawn(&deadman, &guard_with).map_err(system("cannot start the guard"))?;
         let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let (ask, asks) = mpsc::channel(clients::ASKS);
         let clients = Clients::new(settings.clients(snapshots.clone(), ask, connections.clone()));
@@ -308,7 +315,7 @@ impl Daemon {
         let (transport, links) = Transport::start(transport)?;
         if !settings.capabilities.voter_only {
             clients
-                .open_databases(settings.databases.clone())
+                .open_databases(settings.databases.clone(), Arc::clone(&deadman))
                 .map_err(system("cannot read the directory of persistent databases"))?;
         }
         clients.connect(transport.clone());
@@ -448,6 +455,7 @@ impl Daemon {
             lock: lock_events,
             deadman,
             guard: Some(guard),
+            guard_with,
             terminate,
             interrupt,
             hangup,
@@ -549,13 +557,7 @@ impl Daemon {
     /// one, at most one per turn of the loop.
     fn guard_ended(&mut self) {
         tracing::error!("the guard has ended; starting another");
-        let pins = self
-            .node
-            .parts
-            .builtin
-            .then_some(self.settings.bpf_dir.as_path());
-        let lock = self.settings.cluster_lock.is_some();
-        match guard::spawn(&self.deadman, pins, self.settings.timing.settle(), lock) {
+        match guard::spawn(&self.deadman, &self.guard_with) {
             Ok(guard) => self.guard = Some(guard),
             Err(error) => {
                 tracing::error!(%error, "no guard: if this daemon dies, its addresses are silent only when its right ends");

@@ -9,15 +9,20 @@
 //! With a cluster lock it also ends the helper that holds it: at once when the daemon dies, and
 //! when the daemon is silent (stopped, or its main loop hangs) for longer than a proof of the
 //! lock counts. Otherwise the lock would stay with a node that does nothing with it.
+//!
+//! And it freezes the databases when the right has ended and the daemon has not ([`databases`]).
+
+mod databases;
 
 use std::ffi::OsString;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ctdb_ebpf::deadman::{Deadman, GuardPeer, Verdict, Watcher};
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
@@ -25,41 +30,59 @@ use tokio::process::{Child, Command};
 
 use crate::clock::boot_now;
 
-/// The hidden argument; followed by the pin directory (or `-`), 1.2·q in microseconds, and `lock`
-/// or `-`.
+/// The hidden argument; followed by the pin directory (or `-`), 1.2·q in microseconds, `lock`
+/// or `-`, the margin in microseconds, and the directory of the volatile databases.
 pub const GUARD_ARGUMENT: &str = "--guard-of-the-lease";
 
 const LOCK: &str = "lock";
 
 /// What the guard is started with.
-#[derive(PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Arguments {
-    pins: Option<PathBuf>,
-    settle: Duration,
-    lock: bool,
+    /// Where the lease's maps are pinned; `None`: there is no lease.
+    pub pins: Option<PathBuf>,
+    /// 1.2·q: after this no packet of a silenced address is in a queue of this host.
+    pub settle: Duration,
+    /// There may be a lock helper to end.
+    pub lock: bool,
+    /// m: how long after the end of its right nothing of this node is given away.
+    pub margin: Duration,
+    /// Where the volatile databases are.
+    pub volatile: PathBuf,
+}
+
+/// What the two threads tell each other when the daemon has died.
+#[derive(Default, Debug)]
+struct Death {
+    happened: AtomicBool,
+    /// No process can change a record any more.
+    closed: AtomicBool,
 }
 
 /// GONE is sent this often, since a datagram may be lost.
 const REPEATS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// How often it looks whether the databases of a dead daemon are closed.
+const WAIT: Duration = Duration::from_millis(1);
+
 /// How often it looks whether the daemon is still entitled to its lock helper.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Starts the guard of this daemon; `lock`: there may be a lock helper to end.
-pub fn spawn(
-    deadman: &Deadman,
-    pins: Option<&Path>,
-    settle: Duration,
-    lock: bool,
-) -> io::Result<Child> {
+/// Starts the guard of this daemon.
+pub fn spawn(deadman: &Deadman, with: &Arguments) -> io::Result<Child> {
     let memory = deadman.fd().as_fd().try_clone_to_owned()?;
-    let pins = pins.map_or_else(|| OsString::from("-"), |path| path.as_os_str().to_owned());
+    let pins = with
+        .pins
+        .as_ref()
+        .map_or_else(|| OsString::from("-"), |path| path.clone().into_os_string());
     Command::new("/proc/self/exe")
         .arg(GUARD_ARGUMENT)
         .arg(pins)
-        .arg(settle.as_micros().to_string())
-        .arg(if lock { LOCK } else { "-" })
+        .arg(with.settle.as_micros().to_string())
+        .arg(if with.lock { LOCK } else { "-" })
+        .arg(with.margin.as_micros().to_string())
+        .arg(&with.volatile)
         .stdin(Stdio::from(memory))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -68,17 +91,19 @@ pub fn spawn(
 
 /// Arguments of the guard, if this process shall be one.
 pub fn arguments(args: &[OsString]) -> Option<Arguments> {
-    let [_, name, pins, settle, lock] = args else {
+    let [_, name, pins, settle, lock, margin, volatile] = args else {
         return None;
     };
     if name != GUARD_ARGUMENT {
         return None;
     }
-    let settle = settle.to_str()?.parse().ok()?;
+    let duration = |text: &OsString| text.to_str()?.parse().ok().map(Duration::from_micros);
     Some(Arguments {
         pins: (pins != "-").then(|| PathBuf::from(pins)),
-        settle: Duration::from_micros(settle),
+        settle: duration(settle)?,
         lock: lock == LOCK,
+        margin: duration(margin)?,
+        volatile: PathBuf::from(volatile),
     })
 }
 
@@ -105,6 +130,10 @@ fn guard(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         .transpose()?;
     let v4 = UdpSocket::bind("0.0.0.0:0").ok();
     let v6 = UdpSocket::bind("[::]:0").ok();
+    let (volatile, margin) = (arguments.volatile.clone(), arguments.margin);
+    let mut databases = databases::Databases::new(Arc::clone(&watcher), volatile, margin);
+    // A guard that the kernel ends for its memory would give its locks away. Needs a privilege.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     // Not possible without the right limit; then the pages stay as likely in memory as any.
     let _ = rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT);
     if arguments.lock {
@@ -113,18 +142,35 @@ fn guard(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             .name("lock".to_owned())
             .spawn(move || watch_helper(&watcher))?;
     }
+    let death = Arc::new(Death::default());
+    let theirs = Arc::clone(&death);
+    let freezer = std::thread::Builder::new()
+        .name("databases".to_owned())
+        .spawn(move || databases.run(&theirs))?;
     if watcher.wait() == Verdict::Left {
         return Ok(());
     }
     if let Some(deadlines) = &deadlines {
         deadlines.end_all();
     }
+    watcher.end_right();
+    death.happened.store(true, Ordering::Release);
+    freezer.thread().unpark();
+    let until = Instant::now() + margin.max(arguments.settle);
     // Only now: whoever gets the lock next must not meet a right of this node.
     if let Some((pid, _)) = watcher.helper() {
         end_helper(pid);
     }
     // R19: after the deadline is 0 and what was queued has left.
     std::thread::sleep(arguments.settle);
+    // DATA-5: and after no process can change a record any more. Else the peers wait for the end of the
+    // right.
+    while !death.closed.load(Ordering::Acquire) {
+        if Instant::now() > until {
+            return Ok(());
+        }
+        std::thread::sleep(WAIT);
+    }
     for _ in 0..REPEATS {
         for peer in watcher.peers() {
             say_gone(&peer, v4.as_ref(), v6.as_ref());

@@ -20,6 +20,7 @@
 //! * The whole write path: free list with merging, dead records, growth, wipe, sequence number.
 //! * Transactions, nested and prepared too, with libtdb's recovery area and sync order, and recovery of its
 //!   crashes as of ours, at open and at the first lock.
+//! * [`freezer`]: the lock on all records for a watchman that must not wait.
 //! * Marking (B.7), and transactions under an exclusive lock on all records, real or marked.
 //! * A check that names offset and fault.
 //! * [`waiter`]: waits for locks that block nobody, and that later requests join.
@@ -71,6 +72,7 @@ pub mod dump;
 mod error;
 mod fast;
 pub mod format;
+pub mod freezer;
 mod handle;
 pub mod hash;
 mod interrupt;

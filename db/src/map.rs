@@ -224,6 +224,11 @@ impl Map {
         Some(self.word_at(at)?.load(Ordering::Relaxed))
     }
 
+    /// As [`Self::load`], as a change that changes nothing: ordered with all changes of the word.
+    pub(crate) fn touch(&self, at: usize) -> Option<u32> {
+        Some(self.word_at(at)?.fetch_or(0, Ordering::SeqCst))
+    }
+
     /// `N` words from `at` on.
     #[inline]
     pub(crate) fn load_words<const N: usize>(&self, at: usize) -> Option<[u32; N]> {

@@ -268,6 +268,18 @@ impl MutexArea {
         }
     }
 
+    /// The thread that has a mutex; 0: nobody. Who took it since the state of all records was set
+    /// sees that state: the look is a change of the mutex's word, to what it was.
+    pub(crate) fn owner(&self, which: Which) -> Result<u32, MutexError> {
+        /// The C library's word of a robust mutex is a robust futex (`FUTEX_TID_MASK`), the first
+        /// of the mutex.
+        const THREAD: u32 = 0x3fff_ffff;
+        self.checked(which)?;
+        let word = self.area()?.touch(Self::offset(which));
+        self.check_fault()?;
+        Ok(word.ok_or(MutexError::Damaged)? & THREAD)
+    }
+
     /// Takes a mutex that is free, and nothing else. `false`: not taken.
     #[inline]
     pub(crate) fn try_quickly(&self, index: u32) -> bool {

@@ -152,3 +152,17 @@ pub(crate) fn unlock_all<M: Mutexes>(area: &M) -> Result<(), M::Error> {
     area.set_state(NOBODY);
     area.unlock(Which::All)
 }
+
+/// Takes the mutex of all and says so in the state, whatever it was, without a sweep: nobody new
+/// comes to a chain, who has one keeps it.
+pub(crate) fn close<M: Mutexes>(area: &M, patience: &mut Patience) -> Result<(), M::Error> {
+    take(area, Which::All, patience)?;
+    area.set_state(state_of(LockKind::Exclusive));
+    Ok(())
+}
+
+/// Says in the state that all records are held, without the mutex: only for who takes it as soon as
+/// it can and then gives it back.
+pub(crate) fn bar<M: Mutexes>(area: &M) {
+    area.set_state(state_of(LockKind::Exclusive));
+}

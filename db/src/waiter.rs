@@ -113,10 +113,18 @@ pub struct Grant {
     release: Arc<Release>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Release {
     done: Mutex<bool>,
     told: Condvar,
+    /// Called when the lock was given back.
+    after: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl fmt::Debug for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Release").finish_non_exhaustive()
+    }
 }
 
 impl Grant {
@@ -126,6 +134,11 @@ impl Grant {
             Target::AllRecords => tdb.mark_all(),
             Target::Chain(chain) => tdb.mark_chain_number(chain),
         }
+    }
+
+    /// Gives the lock back; `then` is called by the waiting thread when that is done.
+    pub fn release(self, then: impl FnOnce() + Send + 'static) {
+        *lock(&self.release.after) = Some(Box::new(then));
     }
 
     /// Undoes [`Self::mark`].
@@ -468,6 +481,7 @@ impl Shared {
         cancelled: &Arc<AtomicBool>,
         kept: &mut Option<Tdb>,
     ) {
+        let mut granted = None;
         let taken = loop {
             let taken = self.take(target, cancelled, kept);
             let mut inner = lock(&self.inner);
@@ -488,6 +502,7 @@ impl Shared {
             };
             cancelled.store(false, Ordering::Release);
             let release = Arc::new(Release::default());
+            granted = Some(Arc::clone(&release));
             let (grant, tdb) = match taken {
                 Ok(tdb) => {
                     let release = Arc::clone(&release);
@@ -521,6 +536,10 @@ impl Shared {
             };
             // Closing the file gives the lock back in any case.
             *kept = given.is_ok().then_some(tdb);
+        }
+        let after = granted.and_then(|release| lock(&release.after).take());
+        if let Some(after) = after {
+            after();
         }
     }
 

@@ -5,6 +5,8 @@
 //! dies, the kernel wakes the guard. SIGSTOP and the freezer do not.
 #![allow(unsafe_code)]
 
+mod databases;
+
 use std::{
     array,
     fmt::{self, Debug},
@@ -24,12 +26,14 @@ use crate::{
     sys::{self, Mapping},
 };
 
+pub use databases::{DATABASES, Database, FILE_NAME, Guarded, Own, Right, Wish};
+
 /// Peers that the memory has room for: the largest cluster.
 pub const PEERS: usize = 64;
 /// Bytes of the largest datagram that the guard can be given.
 pub const DATAGRAM: usize = 160;
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"ctdbdm02");
+const MAGIC: u64 = u64::from_ne_bytes(*b"ctdbdm03");
 const NEW: u32 = 0;
 const ARMED: u32 = 1;
 const LEFT: u32 = 2;
@@ -60,7 +64,9 @@ struct Page {
     helper_start: AtomicU64,
     /// Until when the daemon, by its last sign of life, is entitled to a lock helper.
     helper_until: AtomicU64,
+    right: databases::RightCell,
     peers: [PeerCell; PEERS],
+    databases: [databases::Cell; DATABASES],
 }
 
 fn page(mapping: &Mapping) -> &Page {
@@ -147,6 +153,8 @@ pub struct Deadman {
     mapping: Arc<Mapping>,
     /// One writer at a time for each peer; held for a copy of some 200 bytes.
     writers: [Mutex<()>; PEERS],
+    /// One thread at a time looks for room for a database.
+    registering: Mutex<()>,
 }
 
 impl Debug for Deadman {
@@ -176,6 +184,7 @@ impl Deadman {
             fd,
             mapping,
             writers: [const { Mutex::new(()) }; PEERS],
+            registering: Mutex::new(()),
         })
     }
 
@@ -366,6 +375,11 @@ impl Watcher {
         } else {
             Verdict::Died
         }
+    }
+
+    /// The daemon's process; `None` if it was dead already when the guard began.
+    pub fn process(&self) -> Option<BorrowedFd<'_>> {
+        self.process.as_ref().map(OwnedFd::as_fd)
     }
 
     fn process_ended(&self, timeout_ms: i32) -> bool {

@@ -94,10 +94,11 @@ impl Hub {
         }
     }
 
-    /// Whether this node has the right to serve, and what it sees of the cluster if it leads.
+    /// The slot of the right to serve that this node has, and what it sees of the cluster if it
+    /// leads.
     pub fn follow_cluster(
         &mut self,
-        right: bool,
+        right: Option<u32>,
         view: impl FnOnce(Option<&View>) -> Option<View>,
     ) {
         if let Some(table) = &mut self.databases.table {

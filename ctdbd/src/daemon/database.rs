@@ -120,7 +120,7 @@ impl Node {
         let coordinator = &self.parts.coordinator;
         let right = coordinator
             .status()
-            .is_some_and(|status| status.right_until.is_some());
+            .and_then(|status| status.right_until.map(|_| status.slot));
         let quorum = coordinator.config().quorum;
         let hosts = hosts(coordinator, now);
         self.parts.clients.follow_cluster(right, |old| {

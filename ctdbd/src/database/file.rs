@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ctdb_db::cluster::{Cursor, Kind, Store, StoreFault, Visitor};
+use ctdb_db::format::Geometry;
 use ctdb_db::record::LtdbHeader;
 use ctdb_db::{Error, LockKind, OpenFlags, OpenOptions, StoreMode, Tdb, Wait};
 
@@ -64,7 +65,10 @@ impl FileOptions {
     /// the daemon still has open keeps its own, unlinked.
     pub fn open(&self) -> Result<Tdb, Error> {
         let mut tdb = Tdb::open(&self.path, &self.options(true))?;
-        if self.kind != Kind::Persistent && tdb.next_used_chain(0)?.is_some() {
+        // The guard empties what a dead daemon leaves, but for its size.
+        let grown = Geometry::new(tdb.hash_size())
+            .is_some_and(|geometry| tdb.map_size() > geometry.data_start());
+        if self.kind != Kind::Persistent && (grown || tdb.next_used_chain(0)?.is_some()) {
             tracing::warn!(
                 file = %self.path.display(),
                 "processes of an earlier time have this database open; they keep a copy of their own"

@@ -103,7 +103,7 @@ pub enum Item {
     /// A link was made anew.
     LinkReset(Pnn),
     /// Whether this node has the right to serve.
-    Right(bool),
+    Right(Option<u32>),
     /// The cluster, while this node leads.
     View(Option<Arc<View>>),
     /// A record of a database used together with this one went to a node.

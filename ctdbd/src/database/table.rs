@@ -9,6 +9,7 @@ use std::time::Duration;
 use ctdb_db::OpenFlags;
 use ctdb_db::cluster::{self, Body, Kind, Message, View};
 use ctdb_db::record::DbId;
+use ctdb_ebpf::deadman::Deadman;
 use ctdb_wire::client::types::DbFlags;
 use ctdb_wire::ids::Pnn;
 
@@ -107,7 +108,10 @@ pub struct Table {
     list: Vec<Entry>,
     /// Databases that a client has called.
     used: HashMap<ClientId, Vec<u32>>,
-    right: bool,
+    /// What the guard is told.
+    deadman: Option<Arc<Deadman>>,
+    /// The slot of the right to serve.
+    right: Option<u32>,
     view: Option<Arc<View>>,
     /// Addresses to which an operator's restore sends records, with their databases.
     pushes: HashMap<u64, u32>,
@@ -123,13 +127,14 @@ impl std::fmt::Debug for Table {
 
 impl Table {
     /// None yet.
-    pub fn new(setup: Setup, outlet: Arc<dyn Outlet>) -> Self {
+    pub fn new(setup: Setup, deadman: Option<Arc<Deadman>>, outlet: Arc<dyn Outlet>) -> Self {
         Self {
             setup,
+            deadman,
             outlet,
             list: Vec::new(),
             used: HashMap::new(),
-            right: false,
+            right: None,
             view: None,
             pushes: HashMap::new(),
             recovered: false,
@@ -244,6 +249,7 @@ impl Table {
             seat: Arc::clone(&seat),
             outlet: Arc::clone(&self.outlet),
             shown: Arc::clone(&shown),
+            deadman: self.deadman.clone(),
             right: self.right,
         };
         std::thread::Builder::new()
@@ -321,8 +327,9 @@ impl Table {
         }
     }
 
-    /// Whether this node has the right to serve (DATA-5, MEM-3).
-    pub fn set_right(&mut self, right: bool) {
+    /// The slot of the right to serve that this node has (DATA-5, MEM-3). Another slot is another
+    /// right: the one before it was away.
+    pub fn set_right(&mut self, right: Option<u32>) {
         if self.right != right {
             self.right = right;
             for entry in &self.list {

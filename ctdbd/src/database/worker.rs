@@ -1,5 +1,7 @@
 //! What works for one database: its machine, the leader's side of it, the file.
 
+mod freeze;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -13,13 +15,15 @@ use ctdb_db::cluster::{
     Message, Note, Progress, SEQNUM_KEY, State, Store as _, Ticket, Tunables, sequence_of,
 };
 use ctdb_db::record::DbId;
-use ctdb_db::waiter::{Grant, Granted, Target, WaiterOptions, Waiters};
+use ctdb_db::waiter::{Granted, Target, WaiterOptions, Waiters};
+use ctdb_ebpf::deadman::Deadman;
 use ctdb_wire::client::codec::encode_to_vec;
 use ctdb_wire::client::control::Reply;
 use ctdb_wire::client::types::{DbStatistics, HotKey, LTDB_HEADER, Latency, RecData};
 use ctdb_wire::ids::Pnn;
 use ctdb_wire::relay::Relay;
 
+use self::freeze::All;
 use super::file::{FileOptions, FileStore};
 use super::jobs::{JobThread, Jobs, aside};
 use super::lineage::LineageFile;
@@ -30,8 +34,6 @@ use crate::clients::hub::Origin;
 use crate::clock::boot_now;
 use crate::messaging::registry::ClientId;
 
-/// The ticket of the lock on all records; the machine's count up from 1.
-const ALL_RECORDS: u64 = u64::MAX;
 /// Least pause before a wake-up that the machine wants at once.
 const PAUSE: Duration = Duration::from_micros(20);
 
@@ -63,8 +65,10 @@ pub(super) struct Birth {
     pub(super) seat: Arc<Seat>,
     pub(super) outlet: Arc<dyn Outlet>,
     pub(super) shown: Arc<Shown>,
-    /// Whether the node has the right to serve.
-    pub(super) right: bool,
+    /// What the guard is told.
+    pub(super) deadman: Option<Arc<Deadman>>,
+    /// The slot of the right to serve that the node has.
+    pub(super) right: Option<u32>,
 }
 
 struct Traverse {
@@ -86,13 +90,13 @@ pub(super) struct Worker {
     outlet: Arc<dyn Outlet>,
     shown: Arc<Shown>,
     me: Pnn,
-    /// The node has the right.
-    right: bool,
+    /// The slot of the right that the node has, by the main loop.
+    right: Option<u32>,
     /// What the machine was told last.
     machine_right: bool,
-    /// The right was away: only a recovery that begins after that gives it back to the machine, since
-    /// records may have been given away meanwhile (DATA-5).
-    must_recover: bool,
+    /// The slot of the right in which the newest recovery began, or the database was attached. Only
+    /// that right is told to the machine: after another one records may have been given away (DATA-5).
+    joined: Option<u32>,
     /// An operator's freeze; the machine sees it as a right that is away.
     held: bool,
     freezers: Vec<Origin>,
@@ -102,8 +106,7 @@ pub(super) struct Worker {
     newest: Generation,
     was_serving: Option<Generation>,
     progress: Progress,
-    waits_for_all: bool,
-    all: Option<Grant>,
+    all: All,
     /// Waits for which there was no room: tried again with the next turn.
     refused: Vec<Ticket>,
     /// Messages of this node to itself.
@@ -183,6 +186,7 @@ impl Worker {
         let jobs = Jobs::new(birth.file, lineage);
         let jobs =
             JobThread::start(jobs, &birth.name, birth.seat).map_err(|error| error.to_string())?;
+        let all = All::new(kind, &tdb, birth.deadman);
         let id = DbId::of(&birth.name);
         let planted = ctdb_db::cluster::planted::Planted::default();
         let config = Config {
@@ -207,7 +211,7 @@ impl Worker {
             me: birth.me,
             right: birth.right,
             machine_right: true,
-            must_recover: !birth.right,
+            joined: birth.right,
             held: false,
             freezers: Vec::new(),
             restoring: false,
@@ -215,8 +219,7 @@ impl Worker {
             newest: Generation::NONE,
             was_serving: None,
             progress: Progress::Idle,
-            waits_for_all: false,
-            all: None,
+            all,
             refused: Vec::new(),
             own: VecDeque::new(),
             commits: BTreeMap::new(),
@@ -231,7 +234,9 @@ impl Worker {
     /// Takes in all that has come. `all`: also what is due by time.
     pub(super) fn turn(&mut self, all: bool) -> ControlFlow<()> {
         let (items, lost) = self.mailbox.take();
+        self.take_over();
         for item in items {
+            self.follow_right();
             self.item(item)?;
             self.settle();
         }
@@ -265,6 +270,7 @@ impl Worker {
     /// Takes in what a client wants, on the thread that read it: nothing is waited for.
     pub(super) fn at_once(&mut self, item: Item) -> Vec<Output> {
         self.store.set_hasty(true);
+        self.follow_right();
         // What ends a database does not come this way.
         let _ = self.item(item);
         self.after_haste()
@@ -278,6 +284,7 @@ impl Worker {
             return None;
         }
         self.store.set_hasty(true);
+        self.follow_right();
         self.message(from, message);
         Some(self.after_haste())
     }
@@ -302,6 +309,8 @@ impl Worker {
             self.leader.next_wake(),
         ];
         let next = wakes.into_iter().flatten().min();
+        let look = self.all.look().map(|pause| boot_now() + pause);
+        let next = look.into_iter().chain(next).min();
         let alarm = if self.refused.is_empty() {
             next.map(|at| at.max(boot_now() + PAUSE))
         } else {
@@ -313,6 +322,7 @@ impl Worker {
     /// Holds that may be over, on the thread that was told.
     pub(super) fn holds_at_once(&mut self) -> Vec<Output> {
         self.store.set_hasty(true);
+        self.follow_right();
         if self.database.next_hold().is_some_and(|at| at <= boot_now()) {
             self.input(Input::Holds);
         }
@@ -410,10 +420,7 @@ impl Worker {
                 }
             },
             Item::LinkReset(peer) => self.input(Input::LinkReset(peer)),
-            Item::Right(right) => {
-                self.right = right;
-                self.must_recover |= !right;
-            }
+            Item::Right(right) => self.right = right,
             Item::View(view) => {
                 let mut out = Vec::new();
                 let view = view.map(|view| view.as_ref().clone());
@@ -452,7 +459,7 @@ impl Worker {
         }
         if matches!(message.body, Body::Freeze { .. }) && message.generation > self.newest {
             self.newest = message.generation;
-            self.must_recover = !self.right;
+            self.joined = self.all.running(self.right);
             self.end_hold();
         }
         self.input(Input::Peer { from, message });
@@ -466,20 +473,6 @@ impl Worker {
         self.follow_right();
         while let Some(message) = self.own.pop_front() {
             self.message(self.me, message);
-        }
-    }
-
-    /// The machine has the right if the node has it, a recovery has begun since it was away, and no
-    /// operator has frozen the database.
-    fn follow_right(&mut self) {
-        let right = self.right && !self.must_recover && !self.held;
-        if right != self.machine_right {
-            self.machine_right = right;
-            self.input(if right {
-                Input::RightBack
-            } else {
-                Input::RightLost
-            });
         }
     }
 
@@ -501,24 +494,9 @@ impl Worker {
                 }
             };
             match target {
-                Target::AllRecords => {
-                    if !std::mem::take(&mut self.waits_for_all) {
-                        continue;
-                    }
-                    if let Err(error) = grant.mark(self.store.tdb()) {
-                        tracing::error!(db = %self.id, %error, "all records cannot be marked");
-                        self.wait_for_all();
-                        continue;
-                    }
-                    self.store.set_frozen(true);
-                    self.all = Some(grant);
-                    self.input(Input::Frozen);
-                    for origin in std::mem::take(&mut self.freezers) {
-                        self.control(origin, 0, Vec::new());
-                    }
-                }
+                Target::AllRecords => self.all_granted(grant),
                 Target::Chain(chain) => {
-                    if self.all.is_some() {
+                    if self.all.is_held() {
                         // Frozen meanwhile: the machine has forgotten what waited for it.
                         drop(grant);
                     } else if let Err(error) = grant.mark(self.store.tdb()) {
@@ -550,20 +528,13 @@ impl Worker {
     /// What waited for a lock tries again, without it.
     fn lock_failed(&mut self, target: Target, tickets: &[u64]) {
         if target == Target::AllRecords {
-            if std::mem::take(&mut self.waits_for_all) {
+            if self.all.is_wanted() {
                 self.wait_for_all();
             }
             return;
         }
         for ticket in tickets {
             self.input(Input::Granted(Ticket(*ticket)));
-        }
-    }
-
-    fn wait_for_all(&mut self) {
-        self.waits_for_all = true;
-        if let Err(error) = self.waiters.wait(Target::AllRecords, ALL_RECORDS) {
-            tracing::error!(db = %self.id, %error, "nobody can wait for the lock on all records");
         }
     }
 
@@ -598,7 +569,7 @@ impl Worker {
                     }
                 }
                 Effect::Freeze => self.wait_for_all(),
-                Effect::Thaw => self.thaw(),
+                Effect::Thaw => self.thaw(false),
                 Effect::Job { job, work } => self.jobs.run(job, work),
                 Effect::CloseClients => self.out.push(Output::CloseClients),
                 Effect::Went { key, to } => {
@@ -625,18 +596,6 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(db = %self.id, node = %to, %error, "a message cannot be sent");
-            }
-        }
-    }
-
-    fn thaw(&mut self) {
-        if std::mem::take(&mut self.waits_for_all) {
-            self.waiters.cancel(ALL_RECORDS);
-        }
-        if let Some(grant) = self.all.take() {
-            self.store.set_frozen(false);
-            if let Err(error) = grant.unmark(self.store.tdb()) {
-                tracing::error!(db = %self.id, %error, "all records stay marked");
             }
         }
     }
@@ -927,7 +886,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.end_restore(false);
-        self.thaw();
+        self.thaw(true);
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use ctdb_core::authority::{Authority, Input, PROGRESS_LIMIT, Sink};
+use ctdb_ebpf::deadman::{Deadman, Right};
 use ctdb_ebpf::lease::DeadlineCell;
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
 use ctdb_wire::ids::{BootTime, Incarnation, MAX_NODES, Pnn};
@@ -33,6 +34,7 @@ struct Wire<'a> {
     lines: &'a mut [Option<Line>],
     sockets: &'a Sockets,
     deadline: Option<&'a DeadlineCell>,
+    deadman: Option<&'a Deadman>,
     /// The path that the datagram being handled came on: answers go back there.
     reply: Option<(Pnn, usize, SocketAddr)>,
     shared: &'a Shared,
@@ -83,6 +85,11 @@ impl Sink for Wire<'_> {
         if let Some(cell) = self.deadline {
             cell.set(slot, until.0);
         }
+        // DATA-5: the databases' threads and the guard look at it, and wait for nobody.
+        if let Some(deadman) = self.deadman {
+            let until = until.0;
+            deadman.set_right(Right { slot, until });
+        }
     }
 }
 
@@ -106,10 +113,7 @@ pub(super) fn run(
         }
     };
     // Held until the thread ends, however it ends: then the guard acts (design.md section 4).
-    let _held = setup
-        .deadman
-        .as_deref()
-        .map(ctdb_ebpf::deadman::Deadman::hold);
+    let _held = setup.deadman.as_deref().map(Deadman::hold);
     let mut lines: Box<[Option<Line>]> = (0..MAX_NODES).map(|_| None).collect();
     let mut progress = 0;
     let mut buffer = [0_u8; DATAGRAM];
@@ -120,6 +124,7 @@ pub(super) fn run(
             lines: &mut lines,
             sockets,
             deadline: setup.deadline.as_ref(),
+            deadman: setup.deadman.as_deref(),
             reply: None,
             shared,
         };
