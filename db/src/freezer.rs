@@ -27,11 +27,16 @@ use crate::robust::{self, Which};
 /// counts as somebody in the way.
 const DAEMONS: usize = 256;
 
+/// A thread that has the mutex of all in more passes than that does not have it in passing.
+const PASSING: u32 = 10;
+
 /// Who has a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// A thread or process with this number.
     Thread(u32),
+    /// A thread that has the mutex of all, perhaps only as one who waits for a chain does in passing.
+    Passing(u32),
     /// Somebody with a lock of an open file, which has no number: the daemon, or a tool of ours.
     OpenFile,
 }
@@ -64,6 +69,8 @@ pub struct Freezer {
     /// the first one first.
     again: bool,
     daemons: Daemons,
+    /// Who had the mutex of all, and in how many passes.
+    owner: (u32, u32),
     /// All bytes of chains and records.
     bytes: bool,
 }
@@ -156,6 +163,7 @@ impl Freezer {
                 chains: Box::new([0; DAEMONS]),
                 len: 0,
             },
+            owner: (0, 0),
             bytes: false,
         })
     }
@@ -240,7 +248,16 @@ impl Freezer {
                     robust::bar(area);
                     self.closed = true;
                     if owner != 0 && (!daemon || thawing) {
-                        in_the_way = Some(Holder::Thread(owner));
+                        if self.owner.0 == owner {
+                            self.owner.1 = self.owner.1.saturating_add(1);
+                        } else {
+                            self.owner = (owner, 1);
+                        }
+                        in_the_way = Some(if daemon || self.owner.1 > PASSING {
+                            Holder::Thread(owner)
+                        } else {
+                            Holder::Passing(owner)
+                        });
                     }
                 }
                 Err(error) => return Err(error),

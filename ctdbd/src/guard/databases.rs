@@ -6,7 +6,8 @@
 //! | When | What |
 //! |---|---|
 //! | D + m/8 | every volatile database that its daemon has not frozen is closed: who is not inside comes no more |
-//! | D + 3m/4 | a process that still keeps a record locked is ended (SIGKILL) |
+//! | D + m/2 | a process that still keeps a record locked is named |
+//! | D + 3m/4 | it is ended (SIGKILL) |
 //! | D + 7m/8 | the daemon is ended if it has a lock in the way itself, as it may when it is stopped while it gives one back |
 //!
 //! Persistent and replicated databases need none of it: clients change them by the daemon only.
@@ -302,6 +303,7 @@ impl Databases {
         }
         *slot = over.right.slot;
         watcher.keep(index, *version);
+        let named = now >= over.since + self.margin / 2;
         let late = now >= over.since + self.margin * 3 / 4;
         let last = now >= over.since + self.margin * 7 / 8;
         if own == Own::Freezing && !freezer.has_mutexes() && !last {
@@ -310,7 +312,9 @@ impl Databases {
             let Ok(Some(pid)) = freezer.client_in_the_way() else {
                 return false;
             };
-            in_the_way(watcher, index, pid, late);
+            if named {
+                in_the_way(watcher, index, pid, late);
+            }
             return false;
         }
         let mut is_daemon = |thread| group_of(thread) == Some(watcher.daemon());
@@ -321,9 +325,12 @@ impl Databases {
             }
             Ok(Pass::Closed) => true,
             Ok(Pass::Open(Holder::Thread(thread))) if !is_daemon(thread) => {
-                in_the_way(watcher, index, group_of(thread).unwrap_or(thread), late);
+                if named {
+                    in_the_way(watcher, index, group_of(thread).unwrap_or(thread), late);
+                }
                 false
             }
+            Ok(Pass::Open(Holder::Passing(_))) => false,
             Ok(Pass::Open(_)) => {
                 if last && let Some(daemon) = watcher.process() {
                     // ESRCH: it has just gone.

@@ -293,6 +293,8 @@ fn who_keeps_a_record_locked_is_named_then_ended() {
         let (mut keeper, mut client) = (node.client(), node.client());
         assert_eq!(keeper.ask("keep k"), "locked");
         node.guard.step(END + SECOND);
+        assert_eq!(node.guarded.blocked(), None);
+        node.guard.step(END + SECOND * 4);
         assert_eq!(node.guarded.blocked(), Some((keeper.child.id(), false)));
         assert!(!node.guarded.claim());
         for key in ["k", "l", "m"] {
