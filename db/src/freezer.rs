@@ -384,14 +384,13 @@ impl Freezer {
 
     /// As [`Self::thaw`], when another handle holds all records of its own: the state stays as it is.
     pub fn thaw_beside(&mut self) -> Result<bool> {
-        if !self.all {
-            if self.mutexes.is_some() {
-                self.closed = false;
-            }
-            self.thaw()
-        } else {
-            Ok(true)
+        if self.all {
+            return Ok(true);
         }
+        if self.mutexes.is_some() {
+            self.closed = false;
+        }
+        self.thaw()
     }
 
     /// Makes the database look empty: every process finds no record and asks its daemon. To be called

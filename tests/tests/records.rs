@@ -228,6 +228,11 @@ fn strike(lab: &Lab, record: &Record, fault: Fault, victim: u32) -> Result<()> {
         Fault::Stop => node.thaw(Freeze::Daemon)?,
     }
     lab.wait_all_healthy(LONG)?;
+    if fault == Fault::Stop {
+        let log = node.log_tails(1000);
+        let told = log.lines().filter(|line| line.contains("the guard"));
+        println!("node {victim} of the guard: {:?}", told.collect::<Vec<_>>());
+    }
     progress(lab, record, &[0, 1, 2], 30)
 }
 

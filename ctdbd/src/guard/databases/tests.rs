@@ -109,7 +109,14 @@ fn process() {
         let (word, key) = line.split_once(' ').unwrap_or((&line, ""));
         let key = key.as_bytes();
         let said = match word {
-            "lock" => {
+            // As libtdb does: a lock of the process.
+            "keep" if !mutexes => {
+                let at = 168 + 4 * tdb.chain_of(key);
+                let range = libc_flock(at);
+                fcntl(&plain, FcntlArg::F_SETLK(&range)).unwrap();
+                "locked"
+            }
+            "lock" | "keep" => {
                 tdb.chain_lock(key, LockKind::Exclusive, Wait::Forever)
                     .unwrap();
                 "locked"
@@ -119,18 +126,6 @@ fn process() {
                 Err(ctdb_db::Error::Busy { .. }) => "busy",
                 Err(error) => panic!("{error}"),
             },
-            // As libtdb does: a lock of the process.
-            "keep" if !mutexes => {
-                let at = 168 + 4 * tdb.chain_of(key);
-                let range = libc_flock(at);
-                fcntl(&plain, FcntlArg::F_SETLK(&range)).unwrap();
-                "locked"
-            }
-            "keep" => {
-                tdb.chain_lock(key, LockKind::Exclusive, Wait::Forever)
-                    .unwrap();
-                "locked"
-            }
             "read" => {
                 let value = tdb.fetch(key).unwrap();
                 let value = value.map(|value| String::from_utf8(value).unwrap());
