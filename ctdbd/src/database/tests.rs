@@ -245,8 +245,8 @@ fn alone(directory: &std::path::Path) -> (Table, std::sync::mpsc::Receiver<Outpu
         mutexes: true,
     };
     let (say, said) = std::sync::mpsc::sync_channel(1000);
-    let mut table = Table::new(setup, Arc::new(Said(say)));
-    table.set_right(true);
+    let mut table = Table::new(setup, None, Arc::new(Said(say)));
+    table.set_right(Some(1));
     table.set_view(Some(View {
         term: Term {
             number: 1,
