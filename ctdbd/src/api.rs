@@ -7,6 +7,7 @@
 //! * [`routes`]: what each method and path asks for; pure, and used for requests that another
 //!   node passes on.
 //! * [`render`](mod@render): what a snapshot answers; pure.
+//! * `databases`: databases and records, over the client socket.
 //! * [`openapi`]: the description of both.
 //! * [`server`]: the sockets, and what bounds each connection.
 
@@ -19,6 +20,7 @@ use ctdb_wire::ids::Pnn;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
+mod databases;
 pub mod metrics;
 pub mod openapi;
 pub mod render;

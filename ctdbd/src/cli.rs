@@ -242,7 +242,7 @@ fn component(
         Component::Event(verb) => event::run(&asking, verb, &surroundings.paths, out),
         Component::Config(verb) => configuration::run(&asking, verb, &surroundings.paths),
         Component::Log(verb) => log::run(&asking, verb),
-        Component::Db(verb) => db::run(&cli.global, verb, out, err).map(|()| String::new()),
+        Component::Db(verb) => db::run(&asking, verb, out, err).map(|()| String::new()),
         Component::Manual { dir } => write_manual(dir),
         Component::Completions { shell } => {
             Ok(String::from_utf8_lossy(&args::completions(*shell)).into_owned())

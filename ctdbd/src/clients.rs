@@ -41,6 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use ctdb_conntrack::table::Ends;
 use ctdb_db::cluster::View;
 use ctdb_ebpf::deadman::Deadman;
+use ctdb_wire::api::databases::DatabaseClientView;
 use ctdb_wire::api::{Action, ApiError, Snapshot};
 use ctdb_wire::client::srvid;
 use ctdb_wire::client::types::NodeMapEntry;
@@ -321,6 +322,11 @@ impl Clients {
     /// How many clients are connected.
     pub fn count(&self) -> u32 {
         self.lock().hub.count()
+    }
+
+    /// The processes that are connected, by their number.
+    pub fn list(&self) -> Vec<DatabaseClientView> {
+        self.lock().hub.list()
     }
 
     /// An address has fallen silent here (6.4).

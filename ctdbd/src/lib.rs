@@ -14,6 +14,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod database;
+pub mod dbclient;
 pub mod events;
 pub mod failover;
 pub mod guard;

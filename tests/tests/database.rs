@@ -115,6 +115,8 @@ fn ctdbs_tool_works_with_databases_of_three_nodes() {
         good(a, words);
     }
     operators_commands(&lab);
+    components(&lab);
+    over_http(&lab);
     restart(&lab);
     damaged(&lab);
 }
@@ -169,6 +171,160 @@ fn operators_commands(lab: &Lab) {
         });
         good(node, &["setvar", "AllowClientDBAttach", "1"]);
     }
+}
+
+/// What our command line prints; `code` is its exit code.
+fn ours(node: &Node, words: &[&str], code: i32) -> String {
+    let answer = node.ctdb(words).unwrap();
+    assert_eq!(answer.code, Some(code), "ctdb {words:?}: {answer:?}");
+    answer.stdout
+}
+
+/// `ctdb db ...` and `ctdb cluster recover`.
+fn components(lab: &Lab) {
+    let [a, b, c] = [0, 1, 2].map(|index| lab.node(index));
+    let path = |name: &str| lab.dir().join(name).to_str().unwrap().to_owned();
+    ours(a, &["db", "attach", "new.tdb"], 0);
+    ours(b, &["db", "attach", "safe.tdb", "--kind", "persistent"], 0);
+    for node in [a, b, c] {
+        eventually("both are attached", || {
+            let list = node.ctdb_json(&["db", "list"]).unwrap();
+            let names = list["databases"].as_array().unwrap().iter();
+            names
+                .filter(|db| db["name"] == "new.tdb" || db["name"] == "safe.tdb")
+                .count()
+                == 2
+        });
+    }
+    let shown = ours(a, &["db", "list"], 0);
+    assert!(shown.starts_with("NAME"), "{shown}");
+    for (name, nodes) in [("new.tdb", [a, b, c]), ("safe.tdb", [c, a, b])] {
+        ours(nodes[0], &["db", "put", name, "k\\00", "a\\FFb"], 0);
+        for node in nodes {
+            assert_eq!(ours(node, &["db", "get", name, "k\\00"], 0), "a\\FFb\n");
+        }
+        let dump = nodes[1].ctdb_json(&["db", "dump", name]).unwrap();
+        let records = dump["records"].as_array().unwrap();
+        let found = records.iter().find(|record| record["key"] == "k\\00");
+        assert_eq!(found.unwrap()["data"], "a\\FFb", "{dump}");
+        ours(nodes[2], &["db", "backup", name, &path("backup")], 0);
+        let text = ours(a, &["db", "backup-dump", &path("backup")], 0);
+        assert!(text.contains("data(3) = \"a\\FFb\"\nrsn = "), "{text}");
+        ours(nodes[1], &["db", "wipe", name], 0);
+        ours(nodes[0], &["db", "get", name, "k\\00"], 2);
+        // CTDB's tool reads ours, and ours what CTDB's wrote.
+        good(nodes[0], &["restoredb", &path("backup")]);
+        assert_eq!(ours(nodes[1], &["db", "get", name, "k\\00"], 0), "a\\FFb\n");
+        good(nodes[1], &["backupdb", name, &path("backup")]);
+        ours(nodes[2], &["db", "wipe", name], 0);
+        ours(nodes[2], &["db", "restore", &path("backup")], 0);
+        assert_eq!(ours(nodes[0], &["db", "get", name, "k\\00"], 0), "a\\FFb\n");
+        ours(nodes[0], &["db", "del", name, "k\\00"], 0);
+        ours(nodes[1], &["db", "get", name, "k\\00"], 2);
+        ours(nodes[1], &["db", "check", name], 0);
+        ours(nodes[1], &["db", "stats", name], 0);
+        ours(nodes[1], &["db", "show", name], 0);
+    }
+    // A backup that ends too early changes nothing.
+    ours(a, &["db", "put", "safe.tdb", "still", "there"], 0);
+    ours(a, &["db", "backup", "safe.tdb", &path("backup")], 0);
+    let whole = std::fs::read(path("backup")).unwrap();
+    std::fs::write(path("cut"), &whole[..whole.len() - 1]).unwrap();
+    ours(a, &["db", "restore", &path("cut")], 1);
+    assert_eq!(ours(b, &["db", "get", "safe.tdb", "still"], 0), "there\n");
+    // Transactions, and how often there was one.
+    let number = |node: &Node| {
+        let text = ours(node, &["db", "seqnum", "safe.tdb"], 0);
+        text.trim().parse::<u64>().unwrap()
+    };
+    let before = number(c);
+    std::fs::write(path("lines"), "\"one\" \"1\"\n\"two\" \"2\"\n").unwrap();
+    ours(c, &["db", "transaction", "safe.tdb", &path("lines")], 0);
+    assert_eq!(ours(a, &["db", "get", "safe.tdb", "two"], 0), "2\n");
+    assert_eq!(number(b), before + 1);
+    std::fs::write(path("lines"), "\"three\" \"3\"\nno pair\n").unwrap();
+    ours(c, &["db", "transaction", "safe.tdb", &path("lines")], 64);
+    ours(a, &["db", "get", "safe.tdb", "three"], 2);
+    assert_eq!(number(b), before + 1);
+    ours(a, &["db", "transaction", "new.tdb", &path("nothing")], 2);
+    std::fs::write(path("lines"), "\"three\" \"3\"\n").unwrap();
+    ours(a, &["db", "transaction", "new.tdb", &path("lines")], 3);
+    // Switches, copies, health, clients.
+    ours(a, &["db", "set", "new.tdb", "sticky"], 0);
+    ours(a, &["db", "set", "safe.tdb", "readonly"], 3);
+    let view = b.ctdb_json(&["db", "show", "new.tdb"]).unwrap();
+    assert_eq!(view["sticky"], true, "{view}");
+    ours(a, &["db", "push", "new.tdb", "pushed", "everywhere"], 0);
+    eventually("a copy to be on another node", || {
+        ours(c, &["db", "dump", "new.tdb", "--local"], 0).contains("everywhere")
+    });
+    ours(a, &["db", "push", "safe.tdb", "k", "v"], 3);
+    ours(a, &["db", "health"], 0);
+    ours(a, &["db", "client", "exists", "1"], 2);
+    eventually("all clients to have ended", || {
+        let clients = a.ctdb_json(&["db", "client", "list"]).unwrap();
+        clients["clients"] == serde_json::json!([])
+    });
+    ours(a, &["db", "show", "nosuch.tdb"], 2);
+    // A recovery loses nothing.
+    for node in [a, b] {
+        ours(node, &["cluster", "recover"], 0);
+        ours(node, &["recover"], 0);
+        assert_eq!(ours(c, &["db", "get", "safe.tdb", "one"], 0), "1\n");
+    }
+    ours(a, &["db", "detach", "new.tdb"], 3);
+    for node in [a, b, c] {
+        ours(node, &["setvar", "AllowClientDBAttach", "0"], 0);
+    }
+    ours(a, &["db", "detach", "new.tdb"], 0);
+    for node in [a, b, c] {
+        eventually("it is detached", || {
+            !ours(node, &["db", "list"], 0).contains("new.tdb")
+        });
+        ours(node, &["setvar", "AllowClientDBAttach", "1"], 0);
+    }
+}
+
+/// Status and body of an answer of the API.
+fn http(node: &Node, socket: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    use std::io::{Read as _, Write as _};
+    let socket = node.root().join("run/ctdb").join(socket);
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: ctdbd\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+/// Records over the API: for root only.
+fn over_http(lab: &Lab) {
+    let [a, b] = [0, 1].map(|index| lab.node(index));
+    let changes = r#"{"changes":[{"key":"x","data":"1"},{"key":"y","data":"\\00"}]}"#;
+    let path = "/v1/databases/safe.tdb/transaction";
+    let (status, body) = http(a, "api.sock", "POST", path, changes);
+    assert_eq!(status, 200, "{body}");
+    let get = "/v1/databases/safe.tdb/get";
+    let (status, body) = http(b, "api.sock", "POST", get, r#"{"key":"y"}"#);
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains(r#""data":"\\00""#), "{body}");
+    let (status, body) = http(b, "api.sock", "POST", get, r#"{"key":"z"}"#);
+    assert_eq!(status, 404, "{body}");
+    let (status, body) = http(b, "api-ro.sock", "POST", get, r#"{"key":"y"}"#);
+    assert_eq!(status, 405, "{body}");
+    let (status, body) = http(b, "api-ro.sock", "GET", "/v1/databases/safe.tdb", "");
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains(r#""persistent":true"#), "{body}");
+    let dump = "/v1/databases/safe.tdb/dump";
+    let (status, body) = http(b, "api.sock", "POST", dump, "");
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains(r#""key":"x""#), "{body}");
+    let (status, body) = http(a, "api.sock", "POST", "/v1/cluster/recover", "");
+    assert_eq!(status, 200, "{body}");
 }
 
 /// All daemons end and start again: what was acknowledged is there, what is volatile is not.

@@ -9,7 +9,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use ctdb_tests::dbclient::{Kind, Session};
 use ctdb_tests::lab::{Lab, Node, reference};
+use ctdb_wire::client::control::Request;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -147,7 +149,7 @@ const ONCE: &[&str] = &[
     "-X getdbmap",
     "getdbseqnum pdemo.tdb",
     "getdbseqnum",
-    "dbstatistics demo.tdb",
+    "dbstatistics quiet.tdb",
     "setdbreadonly pdemo.tdb",
     "setdbsticky pdemo.tdb",
     "attach demo.tdb",
@@ -164,6 +166,153 @@ const ONCE: &[&str] = &[
     "attach",
     "detach nosuch.tdb",
     "reloadips 9",
+    "reloadips x",
+    "reloadips all extra",
+];
+
+/// Records, once while all is well; each line finds what the lines before it left, so the
+/// first ones empty the databases. `D` is a directory of the test's.
+const RECORDS: &[&str] = &[
+    "wipedb demo.tdb",
+    "wipedb pdemo.tdb",
+    "wipedb demo.tdb extra",
+    "catdb demo.tdb",
+    "cattdb demo.tdb",
+    "cattdb",
+    "writekey demo.tdb k1 hello",
+    "writekey demo.tdb 0x6b32 0x00ff22",
+    "writekey demo.tdb 0x6b3 v",
+    "writekey demo.tdb k 0xzz",
+    "writekey demo.tdb k",
+    "readkey demo.tdb k1",
+    "readkey demo.tdb k1 readonly",
+    "readkey demo.tdb k1 foo",
+    "readkey demo.tdb k2",
+    "readkey demo.tdb 0x6b1",
+    "catdb demo.tdb",
+    "-X catdb demo.tdb",
+    "-v cattdb demo.tdb",
+    "-n 1 catdb demo.tdb",
+    "backupdb demo.tdb D/volatile",
+    "backupdb demo.tdb /nonexistent/x",
+    "backupdb demo.tdb",
+    "dumpdbbackup D/volatile",
+    "deletekey demo.tdb k1",
+    "deletekey demo.tdb neverthere",
+    "deletekey demo.tdb",
+    "readkey demo.tdb k1",
+    "readkey demo.tdb nokey",
+    "catdb demo.tdb",
+    "restoredb D/volatile",
+    "catdb demo.tdb",
+    "cattdb spread.tdb",
+    "catdb spread.tdb",
+    "backupdb spread.tdb D/spread",
+    "dumpdbbackup D/spread",
+    "getdbseqnum pdemo.tdb",
+    "pfetch pdemo.tdb k",
+    "pstore pdemo.tdb k v1",
+    "pfetch pdemo.tdb k",
+    "pstore pdemo.tdb k v1",
+    "pstore pdemo.tdb k",
+    "pstore pdemo.tdb 0x6b1 v",
+    "pstore pdemo.tdb bin 0x4100ff0a",
+    "pfetch pdemo.tdb bin",
+    "pfetch pdemo.tdb",
+    "getdbseqnum pdemo.tdb",
+    "catdb pdemo.tdb",
+    "cattdb pdemo.tdb",
+    "tfetch /var/lib/ctdb/persistent/pdemo.tdb.0 k",
+    "tfetch /var/lib/ctdb/persistent/pdemo.tdb.0 0x62696e",
+    "tfetch /var/lib/ctdb/persistent/pdemo.tdb.0 nokey",
+    "tfetch /var/lib/ctdb/persistent/pdemo.tdb.0 0x6",
+    "tfetch /nonexistent k",
+    "tfetch",
+    "tstore D/file.tdb a NEW",
+    "tfetch D/file.tdb a",
+    "tstore D/file.tdb 0x61 0x4e00 7 3",
+    "tfetch D/file.tdb a",
+    "tstore D/file.tdb a b x",
+    "tstore /nonexistent a b",
+    "tstore D/file.tdb a b 1 2 3",
+    "pdelete pdemo.tdb k",
+    "pdelete pdemo.tdb k",
+    "pdelete pdemo.tdb neverthere",
+    "pdelete pdemo.tdb",
+    "getdbseqnum pdemo.tdb",
+    "catdb pdemo.tdb",
+    "ptrans pdemo.tdb D/lines",
+    "ptrans pdemo.tdb /nonexistent",
+    "ptrans pdemo.tdb",
+    "ptrans pdemo.tdb a b",
+    "catdb pdemo.tdb",
+    "backupdb pdemo.tdb D/persistent",
+    "wipedb pdemo.tdb",
+    "cattdb pdemo.tdb",
+    "getdbseqnum pdemo.tdb",
+    "restoredb D/persistent",
+    "cattdb pdemo.tdb",
+    "getdbseqnum pdemo.tdb",
+    "dumpdbbackup D/persistent",
+    "ptrans pdemo.tdb D/malformed",
+    "wipedb pdemo.tdb",
+    "pfetch demo.tdb k",
+    "pstore demo.tdb k v",
+    "pdelete demo.tdb k",
+    "ptrans demo.tdb",
+    "readkey pdemo.tdb k",
+    "writekey pdemo.tdb k v",
+    "deletekey pdemo.tdb k",
+    "detach",
+    "detach demo.tdb",
+    "setvar AllowClientDBAttach 0",
+    "detach demo.tdb",
+    "catdb demo.tdb",
+    "setvar AllowClientDBAttach 1",
+    "reloadips",
+    "reloadips 0",
+    "reloadips all",
+];
+
+/// What needs databases, once in the other states.
+const RECORDS_ELSEWHERE: &[&str] = &[
+    "restoredb D/old",
+    // Now this node has them, whoever had them before.
+    "readkey demo.tdb k1",
+    "readkey demo.tdb k2",
+    "catdb demo.tdb",
+    "cattdb pdemo.tdb",
+    "pfetch pdemo.tdb k",
+    "backupdb pdemo.tdb D/elsewhere",
+    "detach demo.tdb",
+];
+
+/// Of files, once in every state.
+const FILES: &[&str] = &[
+    "dumpdbbackup D/old",
+    "dumpdbbackup",
+    "dumpdbbackup /nonexistent",
+    "dumpdbbackup /etc/debian_version",
+    "restoredb /nonexistent",
+    "restoredb /etc/debian_version",
+    "restoredb",
+];
+
+/// In states in which requests may wait: nothing that waits for databases but the last ones, and no
+/// longer than a second.
+const IMPATIENT: &[&str] = &["-t 1", "-t 1 -X"];
+
+const IMPATIENT_ONCE: &[&str] = &[
+    "-t 1 runstate running",
+    "-t 1 getdbstatus demo.tdb",
+    "-t 1 getdbstatus nosuch.tdb",
+    "-t 1 process-exists 1",
+    "-t 1 ping",
+    "-t 1 getpid",
+    "-t 1 setvar MonitorInterval 15",
+    "-t 1 detach demo.tdb",
+    "-t 1 cattdb nosuch.tdb",
+    "-t 1 cattdb pdemo.tdb",
 ];
 
 /// Their numbers are of the moment: compared without digits and minus signs.
@@ -175,6 +324,8 @@ const MOMENTARY: &[&str] = &[
     "getpid",
     "dumpmemory",
     "rddumpmemory",
+    "dumpdbbackup",
+    "restoredb",
 ];
 
 /// Runs every line of a list, and writes output, errors and exit code of each.
@@ -185,19 +336,49 @@ const DRIVER: &str = "n=0\n\
     echo $? >\"$1/$n.code\"\n\
     done <\"$1/list\"\n";
 
-fn lines(address: &str, options: &[&str]) -> Vec<String> {
+/// The lines of a state in which requests may wait.
+fn impatient_lines(address: &str, state: &str) -> Vec<String> {
+    // Without a leader the daemon names the hosts that the last one told it, and what the databases
+    // are doing changes while the tools run.
+    let of_the_leader = ["status", "ip", "ip all", "ipinfo A", "gettickles A"];
+    let shown = COMMANDS
+        .iter()
+        .filter(|command| state != "no leader" || !of_the_leader.contains(command));
+    let each = shown.flat_map(|command| {
+        IMPATIENT
+            .iter()
+            .map(move |with| format!("{with} {command}"))
+    });
+    each.chain(IMPATIENT_ONCE.iter().map(|line| (*line).to_owned()))
+        .map(|line| line.replace(" A", &format!(" {address}")))
+        .collect()
+}
+
+fn lines(address: &str, dir: &str, state: &str) -> Vec<String> {
+    let options = if state == "healthy" { OPTIONS } else { FEW };
+    let records = if state == "healthy" {
+        RECORDS
+    } else {
+        RECORDS_ELSEWHERE
+    };
     let each = COMMANDS.iter().flat_map(|command| {
         options
             .iter()
             .map(move |option| format!("{option} {command}"))
     });
-    each.chain(ONCE.iter().map(|line| (*line).to_owned()))
+    // First of all, so that what the other tool left is gone.
+    let once = records.iter().chain(FILES).chain(ONCE);
+    let once = once.map(|line| (*line).to_owned());
+    once.chain(each)
         .map(|line| {
-            let words = line.split_whitespace();
-            words
-                .map(|word| if word == "A" { address } else { word })
-                .collect::<Vec<_>>()
-                .join(" ")
+            let words = line.split_whitespace().map(|word| match word {
+                "A" => address.to_owned(),
+                _ => match word.strip_prefix("D/") {
+                    Some(name) => format!("{dir}/{name}"),
+                    None => word.to_owned(),
+                },
+            });
+            words.collect::<Vec<_>>().join(" ")
         })
         .collect()
 }
@@ -303,11 +484,21 @@ struct Matrix {
 impl Matrix {
     fn state(&mut self, lab: &Lab, state: &str) {
         let address = lab.public_addresses()[0].to_string();
-        let options = if state == "healthy" { OPTIONS } else { FEW };
-        let lines = lines(&address, options);
+        let dir = lab.dir().to_str().unwrap();
+        self.list(lab, state, &lines(&address, dir, state));
+    }
+
+    fn impatient(&mut self, lab: &Lab, state: &str) {
+        let address = lab.public_addresses()[0].to_string();
+        self.list(lab, state, &impatient_lines(&address, state));
+    }
+
+    fn list(&mut self, lab: &Lab, state: &str, lines: &[String]) {
+        let address = lab.public_addresses()[0].to_string();
+        let dir = format!("{}/", lab.dir().display());
         let node = lab.node(0);
-        let theirs = outputs(node, false, &lines, &lab.dir().join("theirs"));
-        let ours = outputs(node, true, &lines, &lab.dir().join("ours"));
+        let theirs = outputs(node, false, lines, &lab.dir().join("theirs"));
+        let ours = outputs(node, true, lines, &lab.dir().join("ours"));
         self.states.insert(state.to_owned());
         for ((line, theirs), ours) in lines.iter().zip(theirs).zip(ours) {
             self.compared += 1;
@@ -320,7 +511,7 @@ impl Matrix {
             if same {
                 continue;
             }
-            let named = line.replace(&address, "A");
+            let named = line.replace(&address, "A").replace(&dir, "D/");
             let known = self
                 .allowed
                 .iter()
@@ -336,6 +527,61 @@ impl Matrix {
             }
         }
     }
+}
+
+/// While a recovery waits for a lock on a record, which this process has.
+fn recovering(lab: &Lab, matrix: &mut Matrix) {
+    let mut session = Session::connect(lab.node(0)).unwrap();
+    let mut db = session.attach("demo.tdb", Kind::Volatile).unwrap();
+    let wait = ctdb_db::Wait::UpTo(LONG);
+    db.tdb
+        .chain_lock(b"held", ctdb_db::LockKind::Exclusive, wait)
+        .unwrap();
+    session.client.own(&Request::SetRecmode(1)).unwrap();
+    let mode = || lab.ctdb(0, &["status"]).unwrap().stdout;
+    lab.wait("the recovery to begin", LONG, || {
+        mode().contains("Recovery mode:RECOVERY (1)")
+    })
+    .unwrap();
+    matrix.impatient(lab, "recovering");
+    assert!(mode().contains("Recovery mode:RECOVERY (1)"), "{}", mode());
+    db.tdb.chain_unlock(b"held").unwrap();
+    lab.wait("the recovery to end", LONG, || {
+        mode().contains("Recovery mode:NORMAL (0)")
+    })
+    .unwrap();
+}
+
+/// Files and records that the lines of the list find.
+fn prepare(lab: &Lab) {
+    let dir = lab.dir();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    // Files of databases are where the packaged places are.
+    let done = |pnn: u32, words: &[&str]| {
+        let words = [&["/usr/bin/ctdb"], words].concat();
+        let mut command = lab.node(pnn).packaged_command(true, &words).unwrap();
+        let out = lab.node(pnn).netns().output(&mut command).unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{words:?}: {said}");
+    };
+    done(0, &["attach", "quiet.tdb"]);
+    // Of this record node 0 has an old copy, which it does not own.
+    done(0, &["attach", "spread.tdb"]);
+    done(0, &["writekey", "spread.tdb", "key", "old"]);
+    done(1, &["writekey", "spread.tdb", "key", "new"]);
+    done(0, &["pstore", "pdemo.tdb", "a", "file"]);
+    done(0, &["backupdb", "pdemo.tdb", &path("old")]);
+    fs::write(
+        dir.join("lines"),
+        "\"a\" \"1\"\n  \"b\"\t\"0x3132\"\n\"c\" \"\"\n\"d\" \"x y\" more\n\n\"z\" \"last\"",
+    )
+    .unwrap();
+    fs::write(dir.join("malformed"), "\"e\" \"1\"\nmalformed\n").unwrap();
+    let options = ctdb_db::OpenOptions {
+        create: true,
+        ..ctdb_db::OpenOptions::default()
+    };
+    ctdb_db::Tdb::open(path("file.tdb"), &options).unwrap();
 }
 
 #[test]
@@ -367,6 +613,7 @@ fn both_tools_say_the_same() {
     };
     done(&["attach", "demo.tdb"]);
     done(&["attach", "pdemo.tdb", "persistent"]);
+    prepare(&lab);
     matrix.state(&lab, "healthy");
     for (state, away, back) in [
         ("disabled", &["disable"][..], "enable"),
@@ -378,6 +625,7 @@ fn both_tools_say_the_same() {
         done(&[back]);
         lab.wait_all_healthy(LONG).unwrap();
     }
+    recovering(&lab, &mut matrix);
     lab.node(1).stop_graceful(LONG).unwrap();
     lab.wait("node 1 to be away", LONG, || {
         lab.node(0)
@@ -386,6 +634,14 @@ fn both_tools_say_the_same() {
     })
     .unwrap();
     matrix.state(&lab, "peer away");
+    lab.node(2).stop_graceful(LONG).unwrap();
+    lab.wait("node 0 to have no leader", LONG, || {
+        lab.node(0)
+            .leader_seen()
+            .is_ok_and(|leader| leader.is_none())
+    })
+    .unwrap();
+    matrix.impatient(&lab, "no leader");
     lab.node(0).stop_graceful(LONG).unwrap();
     matrix.state(&lab, "daemon down");
     for (index, one) in matrix.allowed.iter().enumerate() {

@@ -337,3 +337,47 @@ fn held_by_or_none(lab: &Lab, pnn: u32) -> usize {
     let owners = lab.node(0).ip_owners().unwrap_or_default();
     owners.values().filter(|owner| **owner == Some(pnn)).count()
 }
+
+/// `ctdb addip` and `delip` on every node: served without a file, and gone again.
+#[test]
+fn addresses_come_and_go_at_run_time() {
+    let lab = cluster();
+    let new: IpAddr = "10.99.2.188".parse().unwrap();
+    let name = &lab.settings().public_interface_names()[0];
+    for node in lab.nodes() {
+        done(node, &["addip", &format!("{new}/24"), name]);
+    }
+    lab.wait("the new address to be served", LONG, || {
+        let owners = lab.node(0).ip_owners().unwrap();
+        owners.get(&new).is_some_and(Option::is_some)
+    })
+    .unwrap();
+    let again = lab
+        .node(0)
+        .ctdb(&["addip", &format!("{new}/24"), name])
+        .unwrap();
+    assert_eq!(
+        (again.code, again.stderr.as_str()),
+        (Some(0), "Node already knows about IP 10.99.2.188\n")
+    );
+    for node in lab.nodes() {
+        done(node, &["delip", &new.to_string()]);
+    }
+    for node in lab.nodes() {
+        lab.wait("the address to be off", LONG, || {
+            !node
+                .netns()
+                .ip("-o address")
+                .unwrap()
+                .contains(&format!(" {new}/"))
+        })
+        .unwrap();
+    }
+    assert!(!lab.node(0).ip_owners().unwrap().contains_key(&new));
+    let gone = lab.node(0).ctdb(&["delip", &new.to_string()]).unwrap();
+    assert_eq!(
+        (gone.code, gone.stderr.as_str()),
+        (Some(0), "Node does not know about IP address 10.99.2.188\n")
+    );
+    lab.end().unwrap();
+}

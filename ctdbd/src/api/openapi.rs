@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::routes::ROUTES;
+use super::routes::routes;
 
 /// The schemas of `components`, kept by hand.
 const SCHEMAS: &str = include_str!("schemas.json");
@@ -10,7 +10,7 @@ const SCHEMAS: &str = include_str!("schemas.json");
 /// The whole document.
 pub fn document() -> Value {
     let mut paths: Map<String, Value> = Map::new();
-    for route in ROUTES {
+    for route in routes() {
         let mut parameters = variables(route.path);
         if route.takes_node {
             parameters.push(json!({
@@ -227,6 +227,70 @@ mod tests {
         }
     }
 
+    fn databases() -> Vec<(&'static str, Value)> {
+        use ctdb_wire::api::databases::*;
+        let record = || RecordView {
+            key: "k".to_owned(),
+            ..RecordView::default()
+        };
+        vec![
+            (
+                "Databases",
+                json!(DatabasesView {
+                    node: 0,
+                    databases: vec![DatabaseView::default()],
+                }),
+            ),
+            (
+                "Database",
+                json!(DatabaseView {
+                    sequence_number: Some(7),
+                    ..DatabaseView::default()
+                }),
+            ),
+            (
+                "DatabaseStats",
+                json!(DatabaseStatsView {
+                    hop_count_buckets: vec![0; 16],
+                    hot_keys: vec![HotKeyView::default()],
+                    ..DatabaseStatsView::default()
+                }),
+            ),
+            (
+                "DatabaseClients",
+                json!(DatabaseClientsView {
+                    node: 0,
+                    clients: vec![DatabaseClientView::default()],
+                }),
+            ),
+            ("Record", json!(record())),
+            (
+                "Records",
+                json!(RecordsView {
+                    records: vec![record()],
+                }),
+            ),
+            (
+                "AttachRequest",
+                json!(AttachBody {
+                    name: "a.tdb".to_owned(),
+                    kind: "volatile".to_owned(),
+                }),
+            ),
+            ("DatabaseSetRequest", json!(SetBody::default())),
+            ("KeyRequest", json!(KeyBody { key: String::new() })),
+            (
+                "TransactionRequest",
+                json!(TransactionBody {
+                    changes: vec![RecordBody {
+                        key: String::new(),
+                        data: String::new(),
+                    }],
+                }),
+            ),
+        ]
+    }
+
     #[test]
     fn schemas_describe_what_is_sent() {
         let schemas = schemas();
@@ -311,7 +375,10 @@ mod tests {
                 "Error",
                 serde_json::to_value(ApiError::new(404, "x", "y")).unwrap(),
             ),
-        ] {
+        ]
+        .into_iter()
+        .chain(databases())
+        {
             check(&schemas, &schemas[name], &value, name);
         }
     }
@@ -320,7 +387,7 @@ mod tests {
     fn every_route_stands_in_the_document() {
         let document = document();
         let schemas = schemas();
-        for route in ROUTES {
+        for route in routes() {
             let operation = &document["paths"][route.path][route.method.to_ascii_lowercase()];
             assert_eq!(operation["summary"], route.summary, "{}", route.path);
             assert!(

@@ -60,7 +60,7 @@ pub fn render(snapshot: &Snapshot, read: &Read) -> Result<Value, ApiError> {
 pub fn render_path(snapshot: &Snapshot, path: &str) -> Result<Value, ApiError> {
     match action_of("GET", path, None, b"")?.wanted {
         Wanted::Read(read) => render(snapshot, &read),
-        Wanted::Action(_) => {
+        Wanted::Action(_) | Wanted::Database(_) => {
             let text = format!("{path} is not a part of the snapshot");
             Err(ApiError::new(400, "bad_request", text))
         }

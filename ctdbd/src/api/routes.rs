@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use ctdb_wire::api::databases::DatabaseAsk;
 use ctdb_wire::api::{Action, ApiError, NodeVerb};
 use ctdb_wire::ids::Pnn;
 use serde::de::DeserializeOwned;
@@ -11,6 +12,7 @@ use crate::log::LogLevel;
 
 mod bodies;
 mod connections;
+mod databases;
 mod http;
 mod segment;
 
@@ -78,6 +80,8 @@ pub enum Wanted {
     Read(Read),
     /// Something that the main loop does or computes.
     Action(Action),
+    /// Something about databases, which needs no main loop.
+    Database(DatabaseAsk),
 }
 
 /// A request that has been understood.
@@ -284,7 +288,12 @@ const fn anywhere(route: Route) -> Route {
 }
 
 /// Every request that the API knows.
-pub const ROUTES: &[Route] = &[
+pub fn routes() -> impl Iterator<Item = &'static Route> {
+    ROUTES.iter().chain(databases::ROUTES)
+}
+
+/// Those that the main loop or a snapshot answers.
+const ROUTES: &[Route] = &[
     get(
         "/v1/status",
         "Snapshot",
@@ -671,15 +680,13 @@ pub fn action_of(
     body: &[u8],
 ) -> Result<Parsed, ApiError> {
     let mut allowed = Vec::new();
-    for route in ROUTES {
+    for route in routes() {
         let Some(segments) = matches(route.path, path) else {
             continue;
         };
         // A fixed path (`/v1/ips/plan`) goes before a variable one (`/v1/ips/{address}`).
         let hidden = !segments.is_empty()
-            && ROUTES
-                .iter()
-                .any(|other| other.path == path && other.method == method);
+            && routes().any(|other| other.path == path && other.method == method);
         if hidden {
             continue;
         }
@@ -709,9 +716,7 @@ pub fn action_of(
 
 /// The methods that `path` takes, for the `Allow` header (RFC 9110, 15.5.6).
 pub fn methods_of(path: &str) -> Vec<&'static str> {
-    let fitting = ROUTES
-        .iter()
-        .filter(|route| matches(route.path, path).is_some());
+    let fitting = routes().filter(|route| matches(route.path, path).is_some());
     let mut methods: Vec<&str> = fitting.map(|route| route.method).collect();
     methods.sort_unstable();
     methods.dedup();

@@ -7,6 +7,7 @@
 //!   [`RECLAIM_AGE`] old and does not wait for the main loop is closed; while there is none, new
 //!   ones wait in the listen queue;
 //! * requests in the main loop per socket ([`MAX_WAITING`]) and its queue: 503 `busy`;
+//! * requests about databases per socket ([`MAX_DATABASE`]), each on a thread of its own: 503 `busy`;
 //! * bytes of answers not yet read ([`MAX_UNREAD`]): 503 `busy`;
 //! * head: 431 by hyper; body: 413; time for the request, the main loop, the answer
 //!   ([`REQUEST_TIME`], [`ACTION_TIME`], [`WRITE_TIME`]): 504 while waiting for the main loop,
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ctdb_wire::api::databases::DatabaseAsk;
 use ctdb_wire::api::{Action, ApiError, MAX_BODY, Snapshot};
 use ctdb_wire::ids::Pnn;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -45,6 +47,8 @@ use super::{ApiConfig, ApiStartError, Command};
 pub const MAX_CONNECTIONS: usize = 64;
 /// Requests per socket that wait for the main loop.
 pub const MAX_WAITING: usize = 32;
+/// Requests per socket about databases that are under way; also those whose client has gone.
+pub const MAX_DATABASE: usize = 8;
 /// Bytes of answers per socket that clients have not read yet.
 pub const MAX_UNREAD: usize = 64 << 20;
 /// Longest request head, in bytes.
@@ -143,6 +147,8 @@ struct Shared {
     snapshot: watch::Receiver<Arc<Snapshot>>,
     commands: mpsc::Sender<Command>,
     waiting: Arc<Semaphore>,
+    databases: Arc<Semaphore>,
+    client_socket: PathBuf,
     unread: Arc<Semaphore>,
     times: Times,
 }
@@ -173,6 +179,8 @@ fn start_with(
                 snapshot: snapshot.clone(),
                 commands: commands.clone(),
                 waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+                databases: Arc::new(Semaphore::new(MAX_DATABASE)),
+                client_socket: config.socket.with_file_name("ctdbd.socket"),
                 unread: Arc::new(Semaphore::new(MAX_UNREAD)),
                 times,
             };
@@ -448,6 +456,7 @@ async fn reply(
             command(action, other, shared, waiting, deadline).await
         }
         (Wanted::Action(action), _) => command(action, other, shared, waiting, deadline).await,
+        (Wanted::Database(ask), _) => database(ask, shared, waiting, deadline).await,
     }
 }
 
@@ -518,6 +527,43 @@ async fn command(
             );
             Err(ApiError::new(504, "timed_out", text))
         }
+    }
+}
+
+/// Asks the databases as a client, on a thread that may wait for records, and that nothing waits for
+/// when the daemon ends.
+async fn database(
+    ask: DatabaseAsk,
+    shared: &Shared,
+    waiting: &AtomicBool,
+    deadline: &watch::Sender<Instant>,
+) -> Result<Value, ApiError> {
+    let place = Arc::clone(&shared.databases)
+        .try_acquire_owned()
+        .map_err(|_| {
+            busy(format!(
+                "{MAX_DATABASE} requests about databases are under way; try again later"
+            ))
+        })?;
+    let limit = shared.times.action;
+    let socket = shared.client_socket.clone();
+    let (reply, answer) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("api-database".to_owned())
+        .spawn(move || {
+            let until = std::time::Instant::now() + limit;
+            let result = super::databases::run(&socket, &ask, until);
+            drop(place);
+            // The client may have gone.
+            let _ = reply.send(result);
+        })
+        .map_err(|_| busy("no thread can be started; try again later"))?;
+    waiting.store(true, Ordering::Relaxed);
+    // The connection's own bound stands behind that of the request.
+    deadline.send_replace(Instant::now() + limit + 2 * shared.times.write);
+    match answer.await {
+        Ok(result) => result,
+        Err(_) => Err(internal("asking the database")),
     }
 }
 

@@ -8,7 +8,9 @@ use clap_complete::Shell;
 
 mod db;
 
-pub use db::{Convert, Db, DbFile, Filed, Format, HashName, Order, YesNo};
+pub use db::{
+    Convert, Db, DbClient, DbFile, Filed, Format, HashName, KindName, Mode, Order, Put, YesNo,
+};
 
 const ABOUT: &str = "Runs and watches a cluster of file servers that fail over for each other";
 
@@ -122,7 +124,7 @@ pub enum Component {
     /// The daemon's log
     #[command(subcommand)]
     Log(Log),
-    /// Databases; their files can be looked into without a daemon
+    /// Databases and their records; their files can be looked into without a daemon
     #[command(subcommand)]
     Db(Db),
     /// The release
@@ -173,6 +175,13 @@ pub enum Cluster {
         #[arg(long, value_name = "N")]
         last: Option<usize>,
     },
+    /// Recover all databases
+    #[command(
+        long_about = "Has all databases recovered: their copies are collected, merged and spread \
+            again. Clients wait meanwhile, nothing is lost. Never needed in operation; returns when \
+            all are served."
+    )]
+    Recover,
 }
 
 /// `ctdb node`

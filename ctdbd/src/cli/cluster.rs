@@ -31,6 +31,7 @@ pub(super) fn run(asking: &Asking, verb: &args::Cluster) -> Result<String, Failu
         args::Cluster::Lock => asking.show(&asking.at("/v1/cluster/lock"), |view| {
             lock(view, &TimeZone::system())
         }),
+        args::Cluster::Recover => asking.change("/v1/cluster/recover", &serde_json::json!({})),
         args::Cluster::History { last } => {
             let mut view: HistoryView = asking.client.get(&asking.at("/v1/cluster/history"))?;
             if let Some(last) = last {

@@ -1,4 +1,4 @@
-//! `ctdb db`: the files of databases, without a daemon.
+//! `ctdb db`: databases and their records, and the files of databases without a daemon.
 
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,57 +10,65 @@ use ctdb_db::format::{ByteOrder, HEADER_LEN, Header};
 use ctdb_db::{Error, OpenFlags, OpenOptions, Tdb, Wait};
 use serde_json::Value;
 
-use super::args::{Db, DbFile, Filed, Global};
+use super::args::{Db, DbFile, Filed};
 use super::failure::{Exit, Failure};
-use super::pretty;
+use super::{Asking, pretty};
 
+mod attached;
 mod check;
 mod copy;
 mod records;
 mod users;
 
-/// Runs one command. It writes its own output, which may be as large as the file.
+/// Runs one command. It writes its own output, which may be as large as a file.
 pub(super) fn run(
-    global: &Global,
+    asking: &Asking,
     verb: &Db,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let Db::File(verb) = verb;
     let mut context = Context {
-        json: global.json,
-        wait: Wait::UpTo(Duration::from_secs(global.timelimit)),
+        json: asking.global.json,
+        wait: Wait::UpTo(Duration::from_secs(asking.global.timelimit)),
         out,
         err,
         in_list: false,
     };
     let result = match verb {
+        Db::File(verb) => file(&mut context, verb),
+        verb => attached::run(&mut context, asking, verb),
+    };
+    context.end(result)
+}
+
+/// `ctdb db file`
+fn file(context: &mut Context<'_>, verb: &DbFile) -> Result<(), Failure> {
+    match verb {
         DbFile::Get {
             file,
             key,
             raw,
             ctdb,
-        } => records::get(&mut context, file, key, *raw, *ctdb),
-        DbFile::Put { .. } => records::put(&mut context, verb),
+        } => records::get(context, file, key, *raw, *ctdb),
+        DbFile::Put { .. } => records::put(context, verb),
         DbFile::Del {
             file,
             key,
             raw,
             force,
-        } => records::del(&mut context, file, key, *raw, *force),
-        DbFile::List { file, ctdb } => records::list(&mut context, file, *ctdb),
-        DbFile::Dump { file, ctdb } => records::dump(&mut context, file, *ctdb),
-        DbFile::Check { file } => check::check(&mut context, file),
-        DbFile::Repack { file } => copy::repack(&mut context, file),
-        DbFile::Convert(convert) => copy::convert(&mut context, convert),
+        } => records::del(context, file, key, *raw, *force),
+        DbFile::List { file, ctdb } => records::list(context, file, *ctdb),
+        DbFile::Dump { file, ctdb } => records::dump(context, file, *ctdb),
+        DbFile::Check { file } => check::check(context, file),
+        DbFile::Repack { file } => copy::repack(context, file),
+        DbFile::Convert(convert) => copy::convert(context, convert),
         DbFile::Restore {
             file,
             dump,
             format,
             force,
-        } => copy::restore(&mut context, file, dump.as_deref(), format, *force),
-    };
-    context.end(result)
+        } => copy::restore(context, file, dump.as_deref(), format, *force),
+    }
 }
 
 /// What every verb needs.
@@ -209,6 +217,16 @@ impl Context<'_> {
         };
         Ok((Tdb::open(path, &options)?, new))
     }
+}
+
+/// Opens a file to read and change it, with its locks, whoever has it open; it has to be there.
+pub(super) fn open_plain(path: &Path) -> Result<Tdb, Failure> {
+    let options = OpenOptions {
+        flags: lock_flags(peek(path)?.as_ref()),
+        wait: Wait::UpTo(Duration::from_secs(10)),
+        ..OpenOptions::default()
+    };
+    Ok(Tdb::open(path, &options)?)
 }
 
 /// The flags with which a file's locks can be used.

@@ -1,6 +1,7 @@
 //! The old command line, byte for byte (`spec/cli.md` 6.1 to 6.5): its options, its commands,
 //! its texts, its exit codes. Scripts and monitoring of twenty years read them.
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
@@ -10,12 +11,14 @@ use ctdb_wire::ids::NodeFlags;
 use serde::de::DeserializeOwned;
 
 use super::client::{Client, ClientError};
+use crate::dbclient::Connection;
 
 mod commands;
 mod connections;
 mod controls;
 mod databases;
 pub mod options;
+pub(in crate::cli) mod records;
 pub mod table;
 pub mod text;
 
@@ -72,6 +75,8 @@ pub struct Tool<'a> {
     pub nodes_list: NodesList<'a>,
     /// Where CTDB's helper programs are.
     pub helpers: &'a Path,
+    /// To the client socket, once it was needed.
+    connection: RefCell<Option<Connection>>,
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
 }
@@ -89,6 +94,11 @@ impl Tool<'_> {
     fn print(&mut self, text: &str) -> Result<u8, End> {
         let _ = self.out.write_all(text.as_bytes());
         Ok(0)
+    }
+
+    /// Prints bytes; a reader that has gone is no error of the command.
+    fn write(&mut self, bytes: &[u8]) {
+        let _ = self.out.write_all(bytes);
     }
 
     fn complain(&mut self, line: &str) {
@@ -215,6 +225,7 @@ pub fn run(
         client,
         nodes_list,
         helpers,
+        connection: RefCell::new(None),
         out,
         err,
     };

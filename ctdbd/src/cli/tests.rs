@@ -334,7 +334,12 @@ fn old_commands_print_and_exit_as_the_package_does() {
             1,
         ),
         ("foo", "", "Unknown command 'foo'\n", 1),
-        ("catdb x", "", "Unknown command 'catdb'\n", 1),
+        (
+            "nosuchcommand x",
+            "",
+            "Unknown command 'nosuchcommand'\n",
+            1,
+        ),
         (
             "-j -X status",
             "",
@@ -602,7 +607,7 @@ fn help_teaches() {
         "{out}"
     );
     assert!(
-        out.contains("\n  cluster         status | leader | lock | history\n"),
+        out.contains("\n  cluster         status | leader | lock | history | recover\n"),
         "{out}"
     );
     let (out, _, code) = daemon.run("disable --usage");

@@ -1,12 +1,13 @@
 //! What all connections share: packets come in, answers, deliveries and frames for other nodes
 //! come out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ctdb_wire::api::Snapshot;
+use ctdb_wire::api::databases::DatabaseClientView;
 use ctdb_wire::client::packet::{
     Body, Header, INVALID_GENERATION, Message, Packet, Padding, Tunnel, TunnelFlags,
 };
@@ -284,6 +285,16 @@ impl Hub {
     /// How many clients there are.
     pub fn count(&self) -> u32 {
         self.clients.len() as u32
+    }
+
+    /// The processes that are connected, by their number.
+    pub fn list(&self) -> Vec<DatabaseClientView> {
+        let mut counts: BTreeMap<i32, u32> = BTreeMap::new();
+        for client in self.clients.values() {
+            *counts.entry(client.pid).or_default() += 1;
+        }
+        let view = |(pid, connections)| DatabaseClientView { pid, connections };
+        counts.into_iter().map(view).collect()
     }
 
     /// A process has connected. The handle says when there is something to write.

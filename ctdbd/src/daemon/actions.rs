@@ -8,6 +8,7 @@ use std::time::Duration;
 use ctdb_core::coordinator::Input;
 use ctdb_core::events::Event;
 use ctdb_core::local::LocalError;
+use ctdb_wire::api::databases::DatabaseClientsView;
 use ctdb_wire::api::{Action, ApiError, Done, HistoryView, NodeEntry, NodeVerb, Scope};
 use ctdb_wire::ids::{BootTime, NodeSet, Pnn};
 use ctdb_wire::peer::{Operation, OperationError, PeerFrame};
@@ -283,6 +284,11 @@ impl Node {
                 let answer = api::render(&self.snapshot(), &read);
                 self.actions.ready.push((reply, answer));
             }
+            Ok(Wanted::Database(_)) => {
+                let text = "databases are asked on the node itself";
+                let error = ApiError::new(400, "bad_request", text);
+                self.actions.ready.push((reply, Err(error)));
+            }
             Err(error) => self.actions.ready.push((reply, Err(error))),
         }
     }
@@ -380,6 +386,10 @@ impl Node {
                     "there is no cluster lock; `[cluster] cluster lock` names one",
                 )),
             },
+            Action::DatabaseClients => json(&DatabaseClientsView {
+                node: self.parts.me.get(),
+                clients: self.parts.clients.list(),
+            }),
             Action::Processes => json(&self.parts.children.list()),
             Action::Process { id } => match self.parts.children.show(id) {
                 Some(view) => json(&view),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{NodeFlags, RunState};
 
 pub mod connections;
+pub mod databases;
 mod events;
 mod processes;
 
@@ -494,6 +495,8 @@ pub enum Action {
     },
     /// `GET /v1/cluster/lock`.
     Lock,
+    /// `GET /v1/databases/clients`.
+    DatabaseClients,
     /// `GET /v1/processes`.
     Processes,
     /// `GET /v1/processes/{id}`.
@@ -587,6 +590,7 @@ impl Action {
                 | Self::History
                 | Self::NodesSource
                 | Self::Lock
+                | Self::DatabaseClients
                 | Self::Processes
                 | Self::Process { .. }
                 | Self::Events { .. }

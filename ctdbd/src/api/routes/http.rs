@@ -67,6 +67,7 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
             post("/v1/nodes/apply", serde_json::json!({"nodes": nodes}))
         }
         Action::Lock => get("/v1/cluster/lock"),
+        Action::DatabaseClients => get("/v1/databases/clients"),
         Action::Processes => get("/v1/processes"),
         Action::Process { id } => get(&format!("/v1/processes/{id}")),
         Action::Events { history: false } => get("/v1/events"),

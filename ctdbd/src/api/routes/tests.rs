@@ -20,6 +20,7 @@ fn every_action_survives_the_way_to_another_node() {
     let mut actions = vec![
         Action::Move { address, to: 2 },
         Action::Reallocate,
+        Action::DatabaseClients,
         Action::ReloadAddresses,
         Action::AddAddress {
             address,

@@ -31,12 +31,230 @@ Examples:
   ctdb db file check /var/lib/ctdb/persistent/registry.tdb.0
   ctdb db file dump a.tdb | ctdb db file restore b.tdb";
 
+const LONG: &str = "\
+Shows and changes the databases that are attached on this node, and their records, on all nodes of \
+the cluster. A database is named by its name or number (0x...).
+
+Keys and data are shown, and taken, in the form of tdbdump: printable ASCII stands for itself, \
+every other byte, `\"` and `\\` as `\\` and two hex digits (`a\\00` is an `a` and a NUL); --raw takes \
+and prints them as they are.
+
+Records of volatile databases lie on one node each and are changed there, under their lock. \
+Persistent and replicated ones are on every node, and changed in transactions: what was acknowledged \
+is on all active nodes.";
+
 /// `ctdb db`
 #[derive(Subcommand, Debug)]
+#[command(long_about = LONG)]
 pub enum Db {
+    /// The databases that are attached on this node
+    List,
+    /// All that is known of one database
+    Show {
+        /// The database
+        db: String,
+    },
+    /// Attach a database on all nodes; it is made if there is none
+    #[command(after_help = "Example:\n  ctdb db attach my.tdb --kind persistent")]
+    Attach {
+        /// Its name
+        name: String,
+        /// What it is
+        #[arg(long, value_enum, default_value = "volatile")]
+        kind: KindName,
+    },
+    /// Detach volatile databases on all nodes
+    #[command(
+        long_about = "Detaches volatile databases on all nodes. Their records are lost. Possible \
+            only while no client may attach databases: `ctdb setvar AllowClientDBAttach 0` on all \
+            nodes first."
+    )]
+    Detach {
+        /// The databases
+        #[arg(required = true)]
+        db: Vec<String>,
+    },
+    /// Print all records
+    #[command(
+        long_about = "Prints all records that are not empty, of all nodes, in the form of tdbdump; \
+            with --json a list. With --local those of this node's file, with their headers, as they \
+            are: the owner of a volatile record may have a newer one."
+    )]
+    Dump {
+        /// The database
+        db: String,
+        /// Of this node's file, empty ones and headers included
+        #[arg(long)]
+        local: bool,
+    },
+    /// Print what is stored under a key
+    Get {
+        /// The database
+        db: String,
+        /// The key
+        key: String,
+        /// Take the key as it is, print the data as it is, without a line end
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Store a value under a key, whether or not the key exists
+    #[command(after_help = "Example:\n  ctdb db put my.tdb key value\n  \
+            ctdb db put my.tdb picture --from picture.png")]
+    Put(Put),
+    /// Delete a key
+    Del {
+        /// The database
+        db: String,
+        /// The key
+        key: String,
+        /// Take the key as it is, `\` too
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Store a value in a volatile database, and send a copy to all nodes
+    #[command(
+        long_about = "Stores a value under a key of a volatile database, and sends a copy to all \
+            nodes, so that it survives this one. Samba does so for persistent handles."
+    )]
+    Push(Put),
+    /// Change several keys of a persistent or replicated database, all or none
+    #[command(
+        long_about = "Reads lines of a key and a value in double quotes, as `ctdb ptrans` does, and \
+            stores them in one transaction. `0x` and hex digits stand for bytes; an empty value \
+            deletes the key. A line that cannot be read changes nothing.",
+        after_help = "Example:\n  printf '\"a\" \"1\"\\n\"b\" \"\"\\n' | ctdb db transaction my.tdb"
+    )]
+    Transaction {
+        /// The database
+        db: String,
+        /// Where the lines are [default: standard input]
+        file: Option<PathBuf>,
+    },
+    /// Write a backup
+    #[command(
+        long_about = "Writes a backup in the form of `ctdb backupdb`. Of a persistent or replicated \
+            database that is all of it, as one transaction left it; of a volatile one the records \
+            that this node owns."
+    )]
+    Backup {
+        /// The database
+        db: String,
+        /// The file to write; an existing one is replaced
+        file: PathBuf,
+    },
+    /// Replace the records of a database by those of a backup, on all nodes
+    #[command(
+        long_about = "Replaces the records of a database by those of a backup, on all nodes at once. \
+            The database is attached if it is not. A backup that is damaged changes nothing. Clients \
+            wait meanwhile."
+    )]
+    Restore {
+        /// The backup
+        file: PathBuf,
+        /// Into this database [default: that of the backup]
+        #[arg(long, value_name = "NAME")]
+        into: Option<String>,
+    },
+    /// Print the records of a backup; no daemon is asked
+    BackupDump {
+        /// The backup
+        file: PathBuf,
+    },
+    /// Delete all records, on all nodes
+    Wipe {
+        /// The database
+        db: String,
+    },
+    /// Check that this node's file of a database is sound, as `ctdb db file check` does
+    Check {
+        /// The database
+        db: String,
+    },
+    /// Whether this node's copies of the databases are sound; exits 3 if one is not
+    Health {
+        /// The database [default: all]
+        db: Option<String>,
+    },
+    /// This node's counters of a database
+    Stats {
+        /// The database
+        db: String,
+    },
+    /// How many transactions a persistent or replicated database has seen
+    Seqnum {
+        /// The database
+        db: String,
+    },
+    /// Switch something on for a volatile database, on all nodes, until it is detached
+    Set {
+        /// The database
+        db: String,
+        /// What
+        #[arg(value_enum)]
+        mode: Mode,
+    },
+    /// Clients of the databases
+    #[command(subcommand)]
+    Client(DbClient),
     /// A database's file, without a daemon
     #[command(subcommand, long_about = FILE_LONG, after_help = FILE_AFTER)]
     File(DbFile),
+}
+
+/// `ctdb db put` and `push`
+#[derive(Args, Debug)]
+pub struct Put {
+    /// The database
+    pub db: String,
+    /// The key
+    pub key: String,
+    /// The value
+    #[arg(required_unless_present = "from", allow_negative_numbers = true)]
+    pub value: Option<String>,
+    /// Take the value from a file, byte for byte; `-` is standard input
+    #[arg(long, value_name = "PATH", conflicts_with = "value")]
+    pub from: Option<PathBuf>,
+    /// Take key and value as they are, `\` too
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// `ctdb db client`
+#[derive(Subcommand, Debug)]
+pub enum DbClient {
+    /// The processes that are connected to the daemon on this node, or on that of -n
+    List,
+    /// Whether a process is connected; exits 2 if not
+    #[command(
+        long_about = "Whether a process is a client of the daemon on this node, or on that of -n; with \
+            SRVID whether it has registered that address. Exits 2 if not."
+    )]
+    Exists {
+        /// The process
+        pid: i32,
+        /// An address, as 0x and hex digits
+        srvid: Option<String>,
+    },
+}
+
+/// A kind of database.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KindName {
+    /// Records go to the node that uses them
+    Volatile,
+    /// On every node, on disk
+    Persistent,
+    /// On every node, as long as one lives
+    Replicated,
+}
+
+/// What can be switched on.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Nodes that only read a record get a copy
+    Readonly,
+    /// Contended records stay a while where they are
+    Sticky,
 }
 
 /// A file and how to read it.

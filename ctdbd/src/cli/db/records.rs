@@ -19,7 +19,7 @@ use super::{Context, io_failure, users};
 const MAX_VALUE: u64 = 256 << 20;
 
 /// The bytes of an argument.
-fn bytes(what: &str, text: &str, raw: bool) -> Result<Vec<u8>, Failure> {
+pub(super) fn bytes(what: &str, text: &str, raw: bool) -> Result<Vec<u8>, Failure> {
     if raw {
         return Ok(text.as_bytes().to_vec());
     }
@@ -38,7 +38,7 @@ fn no_key(path: &Path, key: &[u8]) -> Failure {
 }
 
 /// CTDB's header in front of a value, as facts.
-fn header_facts(header: &LtdbHeader) -> [(&'static str, String); 3] {
+pub(super) fn header_facts(header: &LtdbHeader) -> [(&'static str, String); 3] {
     let names: Vec<&str> = header.flags.iter_names().map(|(name, _)| name).collect();
     [
         ("rsn", header.rsn.0.to_string()),
@@ -50,7 +50,7 @@ fn header_facts(header: &LtdbHeader) -> [(&'static str, String); 3] {
     ]
 }
 
-fn header_json(header: &LtdbHeader) -> Value {
+pub(super) fn header_json(header: &LtdbHeader) -> Value {
     let names: Vec<&str> = header.flags.iter_names().map(|(name, _)| name).collect();
     json!({
         "rsn": header.rsn.0,
@@ -61,7 +61,7 @@ fn header_json(header: &LtdbHeader) -> Value {
 }
 
 /// One record as JSON. With `ctdb` a value too short for a header has `null` in its place.
-fn record_json(key: &[u8], value: &[u8], ctdb: bool) -> Value {
+pub(super) fn record_json(key: &[u8], value: &[u8], ctdb: bool) -> Value {
     let split = ctdb.then(|| LtdbHeader::split(value));
     let data = split.flatten().map_or(value, |(_, data)| data);
     let mut record = json!({"key": escaped(key), "data": escaped(data), "length": data.len()});
@@ -113,7 +113,11 @@ pub(super) fn get(
 }
 
 /// The value of `put`: the argument's or a file's.
-fn value_of(value: Option<&str>, from: Option<&Path>, raw: bool) -> Result<Vec<u8>, Failure> {
+pub(super) fn value_of(
+    value: Option<&str>,
+    from: Option<&Path>,
+    raw: bool,
+) -> Result<Vec<u8>, Failure> {
     let Some(path) = from else {
         return bytes("value", value.unwrap_or_default(), raw);
     };
@@ -235,7 +239,11 @@ pub(super) fn for_each(
 }
 
 /// Prints one item of a JSON list.
-fn item(context: &mut Context<'_>, first: &mut bool, value: &Value) -> Result<(), Failure> {
+pub(super) fn item(
+    context: &mut Context<'_>,
+    first: &mut bool,
+    value: &Value,
+) -> Result<(), Failure> {
     let comma = if std::mem::take(first) { "\n" } else { ",\n" };
     context.print(&format!("{comma}  {value}"))
 }

@@ -1,18 +1,12 @@
 //! Old commands that are one control on the daemon's client socket (`spec/client-protocol.md` 5):
 //! what there is no better way for than that of the old tool.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::cell::RefMut;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 use ctdb_wire::client::codec::encode_to_vec;
 use ctdb_wire::client::control::{Opcode, Reply, Request};
 use ctdb_wire::client::node;
-use ctdb_wire::client::packet::{
-    Body, Control, ControlFlags, Framed, Header, Message, Packet, Padding, framed,
-};
 use ctdb_wire::client::srvid;
 use ctdb_wire::client::types::{
     AddressInfo, PidSrvid, SetTunable, SrvidMessage, Statistics, TunableName, VnnMap,
@@ -21,6 +15,7 @@ use jiff::tz::TimeZone;
 
 use super::{End, Tool, text};
 use crate::cli::client::ClientError;
+use crate::dbclient::{Answer, Connection, Error, Session};
 
 type Result = std::result::Result<u8, End>;
 
@@ -33,141 +28,53 @@ const OBSOLETE: i32 = 1;
 /// Address of the answer to a message; nobody else registers it on this connection.
 const ANSWER: u64 = 0xFB00_0000_0000_0000;
 
-/// The answer to a control.
-pub(super) struct Answer {
-    pub(super) status: i32,
-    pub(super) data: Vec<u8>,
-}
-
-/// A connection to the client socket.
-struct Connection {
-    stream: UnixStream,
-    buffer: Vec<u8>,
-    until: Instant,
-    reqid: u32,
-}
-
-/// Why there is no answer.
-enum Failure {
-    Connect(std::io::Error),
-    TimedOut,
-    Broken(String),
-}
-
-impl Connection {
-    fn open(socket: &Path, limit: Duration) -> std::result::Result<Self, Failure> {
-        let stream = UnixStream::connect(socket).map_err(Failure::Connect)?;
-        Ok(Self {
-            stream,
-            buffer: Vec::new(),
-            until: Instant::now() + limit,
-            reqid: 0,
-        })
-    }
-
-    fn send(&mut self, header: Header, body: Body<'_>) -> std::result::Result<(), Failure> {
-        let bytes = Packet { header, body }.to_vec(Padding::Eight);
-        self.stream
-            .write_all(&bytes)
-            .map_err(|error| Failure::Broken(error.to_string()))
-    }
-
-    /// The first packet that `look` takes.
-    fn receive<T>(
-        &mut self,
-        look: impl Fn(&Packet<'_>) -> Option<T>,
-    ) -> std::result::Result<T, Failure> {
-        loop {
-            match framed(&self.buffer) {
-                Framed::Packet(length) => {
-                    let seen = Packet::decode(&self.buffer[..length])
-                        .map(|packet| look(&packet))
-                        .map_err(|error| Failure::Broken(error.to_string()))?;
-                    self.buffer.drain(..length);
-                    if let Some(seen) = seen {
-                        return Ok(seen);
-                    }
-                    continue;
-                }
-                Framed::Broken => return Err(Failure::Broken("what came is no packet".into())),
-                Framed::Incomplete(_) => {}
-            }
-            let left = self.until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Failure::TimedOut);
-            }
-            let broken = |error: std::io::Error| Failure::Broken(error.to_string());
-            self.stream.set_read_timeout(Some(left)).map_err(broken)?;
-            let mut bytes = [0; 16_384];
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return Err(Failure::Broken("the daemon ended the connection".into())),
-                Ok(count) => self.buffer.extend_from_slice(&bytes[..count]),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
-                Err(error) => return Err(broken(error)),
-            }
-        }
-    }
-
-    fn control(
-        &mut self,
-        to: u32,
-        srvid: u64,
-        request: &Request<'_>,
-    ) -> std::result::Result<Answer, Failure> {
-        self.reqid += 1;
-        let reqid = self.reqid;
-        let header = Header {
-            destnode: to,
-            ..Header::to_own(reqid)
-        };
-        let data = encode_to_vec(request);
-        let body = Body::Control(Control {
-            opcode: request.opcode() as u32,
-            srvid,
-            client_id: 0,
-            flags: ControlFlags::empty(),
-            data: &data,
-        });
-        self.send(header, body)?;
-        self.receive(|packet| match packet.body {
-            Body::ReplyControl(reply) if packet.header.reqid == reqid => Some(Answer {
-                status: reply.status,
-                data: reply.data.to_vec(),
-            }),
-            _ => None,
-        })
-    }
-}
-
 impl Tool<'_> {
-    fn connection(&self, control: &str) -> std::result::Result<Connection, End> {
-        let socket = self.client.socket.with_file_name("ctdbd.socket");
-        Connection::open(&socket, self.client.request.min(self.client.run))
-            .map_err(|failure| self.no_answer(control, failure))
+    /// The one connection of the command, opened when it is first needed.
+    fn connection(&self, control: &str) -> std::result::Result<RefMut<'_, Connection>, End> {
+        let mut known = self.connection.borrow_mut();
+        if known.is_none() {
+            let socket = self.client.socket.with_file_name("ctdbd.socket");
+            let limit = self.client.request.min(self.client.run);
+            let opened = Connection::open(&socket, limit);
+            *known = Some(opened.map_err(|error| self.client_end(control, error))?);
+        }
+        RefMut::filter_map(known, Option::as_mut)
+            .map_err(|_| End::error("Failed to connect to CTDB daemon"))
     }
 
-    fn no_answer(&self, control: &str, failure: Failure) -> End {
-        let path = self.client.socket.with_file_name("ctdbd.socket");
-        match failure {
-            Failure::Connect(source) => {
+    /// A connection of its own, registered, for commands that work with records.
+    pub(super) fn session(&self, control: &str) -> std::result::Result<Session, End> {
+        let socket = self.client.socket.with_file_name("ctdbd.socket");
+        let limit = self.client.request.min(self.client.run);
+        Session::open(&socket, limit, self.client.end)
+            .map_err(|error| self.client_end(control, error))
+    }
+
+    /// How a client's error is told.
+    pub(super) fn client_end(&self, control: &str, error: Error) -> End {
+        match error {
+            Error::Connect { path, source } => {
                 self.refused(control, &ClientError::Connect { path, source })
             }
-            Failure::TimedOut => {
-                let limit = self.client.request;
+            Error::TimedOut { control, limit } => {
                 self.refused(control, &ClientError::TimedOut(limit))
             }
-            Failure::Broken(text) => self.refused(control, &ClientError::Malformed(text)),
+            Error::Broken(text) => self.refused(control, &ClientError::Malformed(text)),
+            Error::Refused {
+                control, status, ..
+            } => failed(control, status),
+            Error::NoDatabase(word) => End::error(format!("No database matching '{word}' found")),
+            Error::NotAttached { name, status } => End::error(format!(
+                "attach: {name} failed to get db_id, ret={status}\nFailed to attach to DB {name}"
+            )),
+            other => End::error(other.to_string()),
         }
     }
 
     /// A control to the target whose status is 0.
     pub(super) fn control(
         &self,
-        control: &str,
+        control: &'static str,
         request: &Request<'_>,
     ) -> std::result::Result<Vec<u8>, End> {
         let answer = self.ask(control, request)?;
@@ -180,13 +87,13 @@ impl Tool<'_> {
 
     pub(super) fn ask(
         &self,
-        control: &str,
+        control: &'static str,
         request: &Request<'_>,
     ) -> std::result::Result<Answer, End> {
         let to = self.options.node.unwrap_or(node::CURRENT);
         self.connection(control)?
-            .control(to, 0, request)
-            .map_err(|failure| self.no_answer(control, failure))
+            .control(control, to, 0, request)
+            .map_err(|error| self.client_end(control, error))
     }
 }
 
@@ -361,46 +268,40 @@ pub(super) fn dump_memory(tool: &mut Tool, _: &[String]) -> Result {
 pub(super) fn dump_recovery_memory(tool: &mut Tool, _: &[String]) -> Result {
     let control = "RD_DUMP_MEMORY";
     let to = tool.options.node.unwrap_or(node::CURRENT);
-    let mut connection = tool.connection(control)?;
     let report = (|| {
-        let own = connection
-            .control(node::CURRENT, 0, &Request::GetPnn)?
-            .status;
-        connection.control(node::CURRENT, ANSWER, &Request::RegisterSrvid)?;
-        let asked = encode_to_vec(&SrvidMessage {
-            pnn: own.cast_unsigned(),
-            srvid: ANSWER,
-        });
-        let header = Header {
-            destnode: to,
-            ..Header::to_own(0)
-        };
-        let message = Message {
-            srvid: srvid::MEM_DUMP,
-            data: &asked,
-        };
-        connection.send(header, Body::Message(message))?;
-        connection.receive(|packet| match packet.body {
-            Body::Message(message) if message.srvid == ANSWER => Some(message.data.to_vec()),
-            _ => None,
-        })
-    })()
-    .map_err(|failure| tool.no_answer(control, failure))?;
+        let mut connection = tool.connection(control)?;
+        let asked = (|| {
+            let own = connection
+                .control("GET_PNN", node::CURRENT, 0, &Request::GetPnn)?
+                .status;
+            connection.register(ANSWER)?;
+            let asked = encode_to_vec(&SrvidMessage {
+                pnn: own.cast_unsigned(),
+                srvid: ANSWER,
+            });
+            connection.message(to, srvid::MEM_DUMP, &asked)?;
+            connection.mail(control, ANSWER)
+        })();
+        asked.map_err(|error| tool.client_end(control, error))
+    })()?;
     tool.print(&String::from_utf8_lossy(&report))
 }
 
-/// What stands in the way of databases of this cluster is recovered when its cause comes up, so
-/// this asks and waits for nothing that would have to change.
+/// Waits until the databases are served in another generation, as the old tool does.
 pub(super) fn recover(tool: &mut Tool, args: &[String]) -> Result {
     no_args(args)?;
-    let answer = tool.ask("SET_RECMODE", &Request::SetRecmode(1))?;
-    if answer.status == 0 {
-        return Ok(0);
-    }
-    Err(also(
-        failed("SET_RECMODE", answer.status),
-        "Failed to set recovery mode active",
-    ))
+    let mut session = tool.session("SET_RECMODE")?;
+    let target = tool.options.node.unwrap_or(node::CURRENT);
+    session.recover(target).map_err(|error| {
+        let refused = matches!(error, Error::Refused { .. });
+        let end = tool.client_end("SET_RECMODE", error);
+        if refused {
+            also(end, "Failed to set recovery mode active")
+        } else {
+            end
+        }
+    })?;
+    Ok(0)
 }
 
 pub(super) fn add_ip(tool: &mut Tool, args: &[String]) -> Result {

@@ -21,7 +21,7 @@ struct Database {
 /// A text of a database; `None` if there is none.
 fn text_of(
     tool: &Tool,
-    control: &str,
+    control: &'static str,
     request: &Request<'_>,
 ) -> std::result::Result<Option<String>, End> {
     let data = tool.control(control, request)?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Run, commands, connections, controls, databases};
+use super::{Run, commands, connections, controls, databases, records};
 
 /// Where a command may be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,6 +131,18 @@ pub const COMMANDS: &[Command] = &[
         "show database status",
         databases::status,
     ),
+    local(
+        "catdb",
+        "<dbname|dbid>",
+        "dump cluster-wide ctdb database",
+        records::catdb,
+    ),
+    local(
+        "cattdb",
+        "<dbname|dbid>",
+        "dump local ctdb database",
+        records::cattdb,
+    ),
     any(
         "getcapabilities",
         "",
@@ -156,6 +168,12 @@ pub const COMMANDS: &[Command] = &[
         "<dbname> [persistent|replicated]",
         "attach a database",
         databases::attach,
+    ),
+    local(
+        "detach",
+        "<dbname|dbid> ...",
+        "detach database(s)",
+        records::detach,
     ),
     any(
         "dumpmemory",
@@ -259,6 +277,33 @@ pub const COMMANDS: &[Command] = &[
         "delete an ip address from a node",
         controls::delete_ip,
     ),
+    local(
+        "backupdb",
+        "<dbname|dbid> <file>",
+        "backup a database into a file",
+        records::backup,
+    ),
+    local(
+        "restoredb",
+        "<file> [dbname]",
+        "restore a database from a file",
+        records::restore,
+    ),
+    Command {
+        class: Class::WithoutDaemon,
+        ..any(
+            "dumpdbbackup",
+            "<file>",
+            "dump database from a backup file",
+            records::dump_backup,
+        )
+    },
+    local(
+        "wipedb",
+        "<dbname|dbid>",
+        "wipe the contents of a database.",
+        records::wipe,
+    ),
     any("leader", "", "show the pnn of the leader", commands::leader),
     local(
         "natgw",
@@ -277,6 +322,66 @@ pub const COMMANDS: &[Command] = &[
         "<dbname|dbid>",
         "enable sticky records",
         databases::set_sticky,
+    ),
+    local(
+        "pfetch",
+        "<dbname|dbid> <key>",
+        "fetch record from persistent database",
+        records::fetch,
+    ),
+    local(
+        "pstore",
+        "<dbname|dbid> <key> <value>",
+        "write record to persistent database",
+        records::store,
+    ),
+    local(
+        "pdelete",
+        "<dbname|dbid> <key>",
+        "delete record from persistent database",
+        records::delete,
+    ),
+    local(
+        "ptrans",
+        "<dbname|dbid> [<file>]",
+        "update a persistent database (from file or stdin)",
+        records::transaction,
+    ),
+    any(
+        "tfetch",
+        "<tdb-file> <key> [<file>]",
+        "fetch a record",
+        records::file_fetch,
+    ),
+    any(
+        "tstore",
+        "<tdb-file> <key> <data> [<rsn> <dmaster> <flags>]",
+        "store a record",
+        records::file_store,
+    ),
+    local(
+        "readkey",
+        "<dbname|dbid> <key> [readonly]",
+        "read value of a database key",
+        records::read_key,
+    ),
+    local(
+        "writekey",
+        "<dbname|dbid> <key> <value>",
+        "write value for a database key",
+        records::write_key,
+    ),
+    local(
+        "deletekey",
+        "<dbname|dbid> <key>",
+        "delete a database key",
+        records::delete_key,
+    ),
+    local(
+        "pushrecord",
+        "<dbname|dbid> <key> <value>",
+        "write a record and push it to all nodes",
+        records::push_record,
     ),
     any(
         "getreclock",
