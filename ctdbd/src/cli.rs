@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod configuration;
 pub mod conntrack;
 mod db;
+mod debug;
 pub mod event;
 pub mod failure;
 pub mod interface;
@@ -242,6 +243,7 @@ fn component(
         Component::Event(verb) => event::run(&asking, verb, &surroundings.paths, out),
         Component::Config(verb) => configuration::run(&asking, verb, &surroundings.paths),
         Component::Log(verb) => log::run(&asking, verb),
+        Component::Debug(verb) => debug::run(&cli.global, verb, out).map(|()| String::new()),
         Component::Db(verb) => db::run(&asking, verb, out, err).map(|()| String::new()),
         Component::Manual { dir } => write_manual(dir),
         Component::Completions { shell } => {

@@ -99,6 +99,8 @@ pub struct Logging {
     pub location_text: String,
     /// Level at start.
     pub level: LogLevel,
+    /// `[log] record`: where inputs and decisions are recorded.
+    pub record: Option<PathBuf>,
 }
 
 /// `[cluster]`

@@ -27,9 +27,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctdb_core::authority::LockNews;
+use ctdb_core::authority::{Authority, LockNews};
+use ctdb_core::cold;
 use ctdb_core::coordinator::{self, Coordinator};
 use ctdb_core::local::{Birth, Local};
+use ctdb_core::recording::{Head, Machines};
 use ctdb_ebpf::deadman::Deadman;
 use ctdb_netfw::link;
 use ctdb_wire::api::Snapshot;
@@ -49,6 +51,7 @@ use crate::liveness::{self, Detector, LivenessError};
 use crate::lock::{self, LockClient};
 use crate::log::{Location, Log, LogError};
 use crate::process::{self, Children, PidFile, PidFileError};
+use crate::recorder;
 use crate::transport::{LinkEvent, Transport, TransportError};
 use events::Finished;
 use history::History;
@@ -173,7 +176,6 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
         .enable_all()
         .build()
         .map_err(system("cannot start the main loop"))?;
-    let (marker, record) = (settings.life_marker.clone(), settings.voters_record.clone());
     let ended = runtime.block_on(async {
         let (children, store) = (Children::default(), Store::default());
         let init = settings.events.init(children.clone(), &store).await;
@@ -189,9 +191,6 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     });
-    if ended.is_ok() {
-        record::leave(&marker, &record);
-    }
     drop(pid_file);
     ended
 }
@@ -275,13 +274,19 @@ impl Daemon {
             end_first: settings.end_first.clone(),
         })?;
         let deadman = Arc::new(Deadman::create()?);
-        let first_life = record::first_life(&settings.life_marker, crate::clock::boot_now())
+        let ran_since_boot = record::ran_since_boot(&settings.life_marker)
             .map_err(system("cannot mark that a daemon has run on this host"))?;
-        // P3: a record that cannot be removed could speak for another list later.
-        let acted_under = record::take(&settings.voters_record).or_else(|| {
-            let unrecorded = !settings.voters_record.exists();
-            (first_life && unrecorded).then_some(settings.voters)
-        });
+        let host = cold::Host {
+            record: record::take(&settings.voters_record),
+            ran_since_boot,
+            list: settings.voters,
+        };
+        let acted_under = cold::acted_under(crate::clock::boot_now(), &settings.timing, &host);
+        let authority = Authority::new(
+            settings.authority(incarnation, acted_under),
+            crate::clock::boot_now(),
+        );
+        let (recording, tap) = settings.recording.as_deref().map(recorder::prepare).unzip();
         let guard_with = guard::Arguments {
             pins: deadline.is_some().then(|| settings.bpf_dir.clone()),
             settle: settings.timing.settle(),
@@ -290,7 +295,8 @@ impl Daemon {
             volatile: settings.databases.volatile.clone(),
         };
         let detector = Detector::start(liveness::Setup {
-            authority: settings.authority(incarnation, acted_under),
+            authority: authority.clone(),
+            tap,
             local: settings
                 .local_nets
                 .iter()
@@ -371,6 +377,24 @@ impl Daemon {
             store.clone(),
             finish,
         );
+        let recorder = recording.map(|recording| {
+            let head = Head {
+                release: settings.release.clone(),
+                node: settings.me,
+                incarnation,
+                begun_at: 0,
+                part: 0,
+            };
+            let machines = Machines {
+                authority,
+                coordinator: coordinator.clone(),
+                events: node_events.machine().clone(),
+            };
+            recording.start(head, machines)
+        });
+        let recorder = recorder
+            .transpose()
+            .map_err(system("cannot start the thread that records"))?;
         let (wish, wishes) = mpsc::channel(COMMANDS);
         let socket = settings.events.socket.clone();
         let listener = event_socket::bind(&socket).map_err(system("the event socket"))?;
@@ -416,6 +440,7 @@ impl Daemon {
             mode: settings.mode,
             split_brain: settings.split_brain,
             voters_record: settings.voters_record.clone(),
+            recorder,
             history: History::open(&settings.history),
             events: node_events,
             builtin: settings.builtin,

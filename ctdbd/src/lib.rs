@@ -23,4 +23,5 @@ pub mod lock;
 pub mod log;
 pub mod messaging;
 pub mod process;
+pub mod recorder;
 pub mod transport;

@@ -20,6 +20,7 @@ use rustix::fd::OwnedFd;
 use tokio::sync::Notify;
 
 use crate::clock::boot_now;
+use crate::recorder::Tap;
 use crate::transport::datagram::SessionKeys;
 pub use sockets::{MAX_PATHS, PathSet};
 pub use thread::give_back_memory;
@@ -70,8 +71,8 @@ pub enum Scheduling {
 
 /// What the detector starts with.
 pub struct Setup {
-    /// The state machine's configuration.
-    pub authority: authority::Config,
+    /// The state machine.
+    pub authority: authority::Authority,
     /// Local addresses to send heartbeats from, the private one first.
     pub local: Vec<SocketAddr>,
     /// The lease map's deadlines; `None` where no address is guarded here (voter, script mode).
@@ -85,6 +86,8 @@ pub struct Setup {
     /// With a cluster lock: how long a proof of it counts. The guard ends the lock helper of a
     /// daemon that is silent for longer.
     pub lock_validity: Option<std::time::Duration>,
+    /// `[log] record`.
+    pub tap: Option<Tap>,
 }
 
 /// Counters of the detector, for metrics.
@@ -138,7 +141,7 @@ impl Detector {
     /// Opens the sockets and starts the thread.
     pub fn start(setup: Setup) -> Result<Self, LivenessError> {
         let now = boot_now();
-        let authority = authority::Authority::new(setup.authority.clone(), now);
+        let authority = setup.authority.clone();
         let shared = Arc::new(Shared {
             status: Mutex::new(authority.status(now)),
             notify: Notify::new(),

@@ -247,6 +247,80 @@ fn daemon_and_detector_have_the_classes_of_the_configuration() {
 }
 
 #[test]
+fn a_recording_shows_the_same_decisions_offline() {
+    if let Some(reason) = ctdb_tests::lab::lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    let lab = Lab::builder().nodes(3).build().unwrap();
+    let file = |node: &Node| node.root().join("recording");
+    for node in lab.nodes() {
+        let path = node.etc().join("ctdb.conf");
+        let conf = text(&path);
+        let record = format!("{conf}[log]\n\trecord = {}\n", file(node).display());
+        fs::write(&path, record).unwrap();
+    }
+    lab.start_daemons().unwrap();
+    lab.wait_all_healthy(LONG).unwrap();
+    lab.wait_all_served(LONG).unwrap();
+    assert!(lab.node(0).ctdb(&["node", "disable", "1"]).unwrap().ok());
+    lab.node(2).kill_daemon(Signal::SIGKILL).unwrap();
+    lab.node(2).wait_daemon_exit(LONG).unwrap();
+    lab.wait("node 0 to serve", LONG, || {
+        let owners = lab.node(0).ip_owners().unwrap_or_default();
+        !owners.is_empty() && owners.values().all(|owner| *owner == Some(0))
+    })
+    .unwrap();
+    for node in &lab.nodes()[..2] {
+        assert!(node.stop_graceful(LONG).unwrap().success());
+    }
+    for (number, node) in lab.nodes().iter().enumerate() {
+        let path = file(node).display().to_string();
+        let answer = node.ctdb(&["debug", "replay", &path]).unwrap();
+        // Every address was taken somewhere, and who led said so.
+        assert!(answer.stdout.contains("\"Take\""), "{answer:?}");
+        if number == 2 {
+            // Killed, perhaps within an entry.
+            let cut = answer.stderr.contains("cut off");
+            assert!(
+                cut || answer.stdout.contains("the daemon died"),
+                "{answer:?}"
+            );
+            assert!(!answer.stderr.contains("otherwise"), "{answer:?}");
+        } else {
+            assert!(
+                answer.ok()
+                    && answer
+                        .stdout
+                        .contains("all as recorded; the daemon was stopped"),
+                "{answer:?}"
+            );
+        }
+    }
+    // What is not one, and what is not whole.
+    let node = lab.node(0);
+    let good = fs::read(file(node)).unwrap();
+    let mut damaged = good.clone();
+    damaged[good.len() / 2] ^= 1;
+    for (bytes, word) in [
+        (&b"[log]\n"[..], "no_recording"),
+        (&good[..good.len() - 1], "truncated"),
+        (&damaged, "corrupt"),
+    ] {
+        let path = node.root().join("other");
+        fs::write(&path, bytes).unwrap();
+        let path = path.display().to_string();
+        let answer = node.ctdb(&["--json", "debug", "replay", &path]).unwrap();
+        let told = format!("{}{}", answer.stdout, answer.stderr);
+        assert!(
+            !answer.ok() && told.contains(word),
+            "{word}: {}",
+            answer.stderr
+        );
+    }
+    lab.destroy();
+}
+
+#[test]
 fn without_the_right_to_nice_it_warns_once_and_works() {
     let lab = lab();
     let node = lab.node(0);

@@ -13,9 +13,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ctdb_wire::ids::{MAX_NODES, NodeSet, Pnn};
+use serde::{Deserialize, Serialize};
 
 /// The tunables that concern allocation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Policy {
     /// Which algorithm.
     pub algorithm: Algorithm,
@@ -26,7 +27,7 @@ pub struct Policy {
 }
 
 /// `IPAllocAlgorithm`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum Algorithm {
     /// 0.
     Deterministic,

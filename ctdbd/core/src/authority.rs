@@ -9,18 +9,21 @@ mod evidence;
 mod list;
 mod lock;
 mod right;
+mod status;
 mod witness;
 
 use std::time::Duration;
 
 use ctdb_wire::heartbeat::{Ages, Message};
 use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, NodeSet, Pnn, Term};
+use serde::{Deserialize, Serialize};
 
 use crate::planted::{Bug, Planted};
 pub use election::Role;
 pub use list::{List, ListStatus};
 pub use lock::{LockNews, LockStatus, LockTimes, Mode};
 pub use right::Right;
+pub use status::{PeerStatus, Status};
 
 /// How long the main loop may stand still before the right is no more renewed (MEM-4).
 pub const PROGRESS_LIMIT: Duration = Duration::from_secs(5);
@@ -29,7 +32,7 @@ pub const PROGRESS_LIMIT: Duration = Duration::from_secs(5);
 pub const SLOTS: u32 = 4096;
 
 /// The numbers of a timing profile (`design.md` section 4).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Timing {
     /// Distance of heartbeats.
     pub interval: Duration,
@@ -79,7 +82,7 @@ pub(crate) fn stretch(duration: Duration) -> Duration {
 }
 
 /// What does not change while the daemon runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
     /// This node.
     pub me: Pnn,
@@ -98,6 +101,7 @@ pub struct Config {
     /// Profile.
     pub timing: Timing,
     /// Bugs planted by the simulator; none in a daemon.
+    #[serde(skip)]
     pub planted: Planted,
 }
 
@@ -152,7 +156,7 @@ pub enum Input<'a> {
 }
 
 /// What only frames tell, so what the main loop knows first.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Books {
     /// As leader: nodes that cannot be accounted for although they are heard, since they do not
     /// talk over their link. They are evicted as if they were silent (R14, R18).
@@ -173,7 +177,7 @@ pub trait Sink {
 }
 
 /// What a witness knows of a peer, and the peer of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Peer {
     /// Incarnation of the link's session; `NONE` before the first handshake.
     pub incarnation: Incarnation,
@@ -221,13 +225,14 @@ pub(crate) struct Peer {
 }
 
 /// The answer of a witness to one leader heartbeat (R11, R12).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub sent_at: BootTime,
     pub received_at: BootTime,
     /// The answer carries a promise, so this life is older than L + m (R10, R25).
     pub promised: bool,
     pub stopped: NodeSet,
+    #[serde(with = "ctdb_wire::heartbeat::ages")]
     pub ages: Ages,
 }
 
@@ -263,17 +268,18 @@ impl Peer {
 }
 
 /// A vote, or an answer to a leader's heartbeat (R7).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Promise {
     pub term: Term,
     pub until: BootTime,
 }
 
 /// The detector's state machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Authority {
     pub(crate) config: Config,
     pub(crate) started_at: BootTime,
+    #[serde(deserialize_with = "crate::recording::per_node")]
     pub(crate) peers: Box<[Peer]>,
     pub(crate) right: Right,
     pub(crate) epoch: u32,
@@ -313,64 +319,6 @@ pub struct Authority {
     pub(crate) progress_at: BootTime,
     pub(crate) late_ticks: u64,
     random: u64,
-}
-
-/// What the main loop sees of the detector: a copy, read whenever it has changed.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// When the copy was made.
-    pub now: BootTime,
-    /// This node's epoch.
-    pub epoch: Epoch,
-    /// Slot of that epoch in the lease map.
-    pub slot: u32,
-    /// End of the right; `None` if it is not held.
-    pub right_until: Option<BootTime>,
-    /// The leader that this node follows or is, if it was heard within a promise's length.
-    pub leader: Option<Term>,
-    /// The term that this node leads, and until when it may act without further answers.
-    pub acting: Option<(Term, BootTime)>,
-    /// As leader: a voter has voted for a newer term, so only a newer one wins it back.
-    pub outdated: bool,
-    /// The nodes list.
-    pub list: ListStatus,
-    /// The newest term that this life led; what is not acted in any more is to be renounced.
-    pub led: Option<Term>,
-    /// Another node claims the lock: stop acting, and say so (R21).
-    pub claimed: bool,
-    /// The shell is to take the cluster lock, or to go on holding it.
-    pub lock_wanted: bool,
-    /// The lock of this node.
-    pub lock: LockStatus,
-    /// This node gives no promise yet (R10).
-    pub abstaining: bool,
-    /// Ticks that came more than two intervals late.
-    pub late_ticks: u64,
-    /// Per node number.
-    pub peers: [PeerStatus; MAX_NODES],
-}
-
-/// One peer in [`Status`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PeerStatus {
-    /// Incarnation of its session.
-    pub incarnation: Incarnation,
-    /// Last authentic datagram.
-    pub heard_at: BootTime,
-    /// Silent for longer than three intervals.
-    pub suspected: bool,
-    /// As leader: it is being answered no more.
-    pub evicted: bool,
-    /// As leader: it had no right at the time of the answers to the heartbeat sent then.
-    pub evidence: Option<BootTime>,
-    /// The newest epoch that was known of it then (R13).
-    pub evidence_epoch: Epoch,
-    /// Newest epoch that it has shown in its incarnation; all before are over and silent (R6).
-    pub epoch: u32,
-    /// It says that it holds a right.
-    pub has_right: bool,
-    /// That incarnation is dead and silent (R19).
-    pub gone: bool,
 }
 
 impl Authority {
@@ -742,48 +690,6 @@ impl Authority {
         self.random = x;
         let scaled = (x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as u32;
         Duration::from_nanos((below.as_nanos() as u64 >> 16) * u64::from(scaled >> 16))
-    }
-
-    /// The copy for the main loop.
-    pub fn status(&self, now: BootTime) -> Status {
-        let mut peers = [PeerStatus::default(); MAX_NODES];
-        let known = self.config.voters.iter().chain(self.strangers.iter());
-        for pnn in known {
-            let peer = &self.peers[pnn.index()];
-            peers[pnn.index()] = PeerStatus {
-                incarnation: peer.incarnation,
-                heard_at: peer.heard_at,
-                suspected: pnn != self.config.me
-                    && now >= self.grace_until
-                    && now.since(peer.heard_at) > self.config.timing.interval * 3,
-                evicted: peer.evicted_since.is_some(),
-                evidence: peer.evidence,
-                evidence_epoch: peer.evidence_epoch,
-                epoch: peer.epoch,
-                has_right: peer.has_right,
-                gone: peer.gone != Incarnation::NONE && peer.gone == peer.incarnation,
-            };
-        }
-        Status {
-            now,
-            epoch: Epoch {
-                incarnation: self.config.incarnation,
-                number: self.epoch,
-            },
-            slot: self.slot(),
-            right_until: self.right.until().filter(|until| *until > now),
-            leader: self.known_leader(now),
-            acting: self.acting(now),
-            outdated: self.is_fenced_off(now),
-            list: self.list_status(now),
-            led: self.led,
-            claimed: self.claimed_by_other(),
-            lock_wanted: self.lock_wanted(now),
-            lock: self.lock_status(),
-            abstaining: self.abstaining(now),
-            late_ticks: self.late_ticks,
-            peers,
-        }
     }
 
     /// Whom this leader evicts.

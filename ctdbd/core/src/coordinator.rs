@@ -1,6 +1,7 @@
 //! The main loop's half of a node: what it says of itself, what it knows of the others, its
 //! holder, and while it acts as leader the books of the term.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use ctdb_wire::ids::{
     BootTime, Epoch, Incarnation, MAX_NODES, NodeFlags, NodeSet, Pnn, RunState, Term,
 };
 use ctdb_wire::peer::{HolderState, NodeInfo, PeerFrame, Placement};
+use serde::{Deserialize, Serialize};
 
 use crate::allocation::Policy;
 use crate::authority::{Books, List, Status};
@@ -17,7 +19,7 @@ use crate::leader::{Leader, Situation};
 use crate::planted::{Bug, Planted};
 
 /// What does not change while the daemon runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
     /// This node.
     pub me: Pnn,
@@ -36,11 +38,12 @@ pub struct Config {
     /// `[failover] disabled`.
     pub failover_disabled: bool,
     /// Planted bugs of the simulator.
+    #[serde(skip)]
     pub planted: Planted,
 }
 
 /// What happens to the main loop.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Input {
     /// The detector's state changed.
     Status(Box<Status>),
@@ -81,7 +84,7 @@ pub enum Input {
 }
 
 /// What the main loop wants done, in order.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Effect {
     /// Send over the link; lost if it is down, and said again when it comes up.
     Send(Pnn, PeerFrame),
@@ -92,10 +95,10 @@ pub enum Effect {
 }
 
 /// An entry of the history.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Note {
     /// `leader`, `node`, `takeover`, `release`, `right`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// The node concerned.
     pub node: Option<Pnn>,
     /// What happened and why, in one line.
@@ -105,7 +108,7 @@ pub struct Note {
 }
 
 /// What is known of a peer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PeerView {
     /// Its link is up.
     pub linked: bool,
@@ -118,11 +121,12 @@ pub struct PeerView {
 }
 
 /// The main loop's state machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Coordinator {
     config: Config,
     info: NodeInfo,
     status: Option<Box<Status>>,
+    #[serde(deserialize_with = "crate::recording::per_node")]
     peers: Vec<PeerView>,
     holder: Holder,
     leader: Option<Leader>,
@@ -133,6 +137,7 @@ pub struct Coordinator {
     policy: Policy,
     placement: Option<Placement>,
     /// Flags as shown last, to notice changes.
+    #[serde(deserialize_with = "crate::recording::per_node")]
     shown_flags: Vec<NodeFlags>,
     shown_leader: Option<Pnn>,
 }
@@ -170,7 +175,7 @@ impl Coordinator {
                     };
                     let node = Some(self.config.me);
                     out.push(Effect::Note(Note {
-                        kind: "right",
+                        kind: "right".into(),
                         node,
                         text,
                         addresses: Vec::new(),
@@ -532,7 +537,7 @@ impl Coordinator {
             };
             self.shown_leader = leader;
             out.push(Effect::Note(Note {
-                kind: "leader",
+                kind: "leader".into(),
                 node: leader,
                 text,
                 addresses: Vec::new(),
@@ -549,7 +554,7 @@ impl Coordinator {
                 );
                 *shown = flags;
                 out.push(Effect::Note(Note {
-                    kind: "node",
+                    kind: "node".into(),
                     node: Some(pnn),
                     text,
                     addresses: Vec::new(),

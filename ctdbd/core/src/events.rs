@@ -15,10 +15,12 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ctdb_wire::ids::{BootTime, RunState, Term};
+use serde::{Deserialize, Serialize};
 
 use monitor::Monitor;
 pub use queue::{MAX_WAITING, PARALLEL, PATIENCE, RunId};
@@ -31,7 +33,7 @@ const STARTUP_AGAIN: Duration = Duration::from_secs(5);
 const PLACEMENT_STILL: Duration = Duration::from_millis(500);
 
 /// An event with its arguments.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Event {
     /// Name, as the scripts get it.
     pub name: String,
@@ -89,7 +91,7 @@ impl Event {
 }
 
 /// How an event ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Ending {
     /// All scripts succeeded, or none is enabled.
     Done,
@@ -107,7 +109,7 @@ pub enum Ending {
     /// There is no such component directory.
     NoDirectory,
     /// It cannot run now; why.
-    Refused(&'static str),
+    Refused(Cow<'static, str>),
 }
 
 impl Ending {
@@ -131,13 +133,13 @@ impl Ending {
             Self::TimedOut => "timed out".to_owned(),
             Self::Cancelled => "given up for another event".to_owned(),
             Self::NoDirectory => "there is no such component".to_owned(),
-            Self::Refused(why) => (*why).to_owned(),
+            Self::Refused(why) => why.clone().into_owned(),
         }
     }
 }
 
 /// Times that the configuration gives.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// `EventScriptTimeout`: one event, all its scripts together.
     pub event: Duration,
@@ -148,7 +150,7 @@ pub struct Limits {
 }
 
 /// Who waits for an event's end.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Asker {
     /// This machine itself.
     Own,
@@ -157,7 +159,7 @@ pub enum Asker {
 }
 
 /// What happens.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Input {
     /// Clients can connect: `setup` may run.
     Ready,
@@ -203,7 +205,7 @@ pub enum Input {
 }
 
 /// What the shell does.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Effect {
     /// Run the scripts of this event.
     Run {
@@ -230,7 +232,7 @@ pub enum Effect {
     /// Services are fit, or why not.
     Health(Result<(), String>),
     /// `notify.sh` is told.
-    Notify(&'static str),
+    Notify(Cow<'static, str>),
     /// An event of the node's own ended badly: for log and history.
     Bad {
         /// Event name.
@@ -244,7 +246,7 @@ pub enum Effect {
     Down,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum Phase {
     Waiting,
     Setup,
@@ -258,7 +260,7 @@ enum Phase {
 }
 
 /// A takeover run as seen from one node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Run {
     /// Of the newest placement.
     moved_at: BootTime,
@@ -266,7 +268,7 @@ struct Run {
 }
 
 /// The event machine of a node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Events {
     limits: Limits,
     phase: Phase,
@@ -372,7 +374,7 @@ impl Events {
             self.monitor.cancelled(now);
         }
         if let Err(order) = self.queue.push(now, order) {
-            let ending = Ending::Refused("too many events wait");
+            let ending = Ending::Refused("too many events wait".into());
             Self::tell(&order, ending, out);
         }
     }
@@ -388,7 +390,9 @@ impl Events {
     ) {
         let answer = |ending| Effect::Answer { ask, ending };
         if self.recovering && !event.during_recovery() && event.of_address().is_none() {
-            out.push(answer(Ending::Refused("databases are being recovered")));
+            out.push(answer(Ending::Refused(
+                "databases are being recovered".into(),
+            )));
             return;
         }
         let order = Order {

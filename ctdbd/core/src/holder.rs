@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use ctdb_wire::ids::{BootTime, Epoch, OrderSeq, Term};
 use ctdb_wire::peer::{Assign, HolderState};
+use serde::{Deserialize, Serialize};
 
 use crate::authority::Status;
 use crate::planted::{Bug, Planted};
 
 /// Work on addresses that the shell carries out, in order.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Work {
     /// Add, grant in the slot of this epoch, announce. Answered by [`Holder::taken`].
     Take {
@@ -37,7 +38,7 @@ pub enum Work {
 }
 
 /// State of one address on this node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Hold {
     /// Takeover under way for the named epoch.
     Taking(Epoch),
@@ -48,7 +49,7 @@ pub enum Hold {
 }
 
 /// The holder's state machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Holder {
     /// Orders of older terms are refused.
     term: Option<Term>,
@@ -65,6 +66,7 @@ pub struct Holder {
     /// Releases that were asked for and have not reached silence yet. After a change of epoch
     /// an older one can still be under way when the next begins.
     releasing: BTreeMap<IpAddr, u32>,
+    #[serde(skip)]
     planted: Planted,
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ctdb_wire::ids::{BootTime, Epoch, NodeSet, OrderSeq, Pnn, Term};
 use ctdb_wire::peer::{Assign, HolderState, Placement};
+use serde::{Deserialize, Serialize};
 
 use crate::allocation::{self, AddressState, Policy, Problem};
 use crate::authority::{List, Status};
@@ -24,7 +25,7 @@ const RIGHT_RETURNS: Duration = Duration::from_millis(250);
 const TALKS: Duration = Duration::from_secs(2);
 
 /// What the leader knows of a host (R18).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Know {
     /// Has not answered in this term and is not proved dead.
     Unknown,
@@ -34,7 +35,7 @@ pub enum Know {
     Known,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Order {
     seq: OrderSeq,
     set: BTreeSet<IpAddr>,
@@ -43,14 +44,14 @@ struct Order {
 }
 
 /// A takeover that a node could not do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Failure {
     at: BootTime,
     /// The order that it was part of.
     order: Option<(Term, OrderSeq)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Host {
     know: Know,
     epoch: Epoch,
@@ -120,7 +121,7 @@ pub struct Situation {
 }
 
 /// The books of one term.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Leader {
     term: Term,
     hosts: BTreeMap<Pnn, Host>,
@@ -146,6 +147,7 @@ pub struct Leader {
     surveyed: bool,
     /// So many hosts must obey.
     quorum: usize,
+    #[serde(skip)]
     planted: Planted,
 }
 

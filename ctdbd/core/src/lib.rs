@@ -7,10 +7,12 @@
 
 pub mod allocation;
 pub mod authority;
+pub mod cold;
 pub mod coordinator;
 pub mod events;
 pub mod holder;
 pub mod leader;
 pub mod local;
 pub mod planted;
+pub mod recording;
 pub mod reload;

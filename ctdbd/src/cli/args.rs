@@ -127,6 +127,9 @@ pub enum Component {
     /// Databases and their records; their files can be looked into without a daemon
     #[command(subcommand)]
     Db(Db),
+    /// What helps to understand what a daemon did
+    #[command(subcommand)]
+    Debug(Debugging),
     /// The release
     Version,
     /// Prints completions for a shell
@@ -580,8 +583,27 @@ pub enum Log {
     },
 }
 
+/// `ctdb debug`
+#[derive(Subcommand, Debug)]
+pub enum Debugging {
+    /// Run the deciding core over a recording (`[log] record`), offline, and print its decisions
+    #[command(
+        long_about = "Runs the deciding core over a recording (`[log] record`), offline, and \
+        prints what it decides, without heartbeats unless --all. Ends with 1 where it decides \
+        otherwise than the daemon did, and if the file is cut off or damaged.",
+        after_help = "Example:\n  ctdb debug replay /var/lib/ctdb/state/recording"
+    )]
+    Replay {
+        /// The recording
+        file: PathBuf,
+        /// Heartbeats, their answers and the lease's deadlines too
+        #[arg(long)]
+        all: bool,
+    },
+}
+
 /// Words that begin a command of the new form. `ip`, `status` and `version` are old commands too.
-pub const COMPONENTS: [&str; 13] = [
+pub const COMPONENTS: [&str; 14] = [
     "cluster",
     "node",
     "ip",
@@ -592,6 +614,7 @@ pub const COMPONENTS: [&str; 13] = [
     "config",
     "log",
     "db",
+    "debug",
     "completions",
     "manual",
     "help",

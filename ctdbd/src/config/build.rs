@@ -253,6 +253,7 @@ fn logging(reader: &mut Reader<'_>) -> Logging {
         location,
         location_text,
         level: level("logging", "log level", reader),
+        record: reader.text("log", "record").map(PathBuf::from),
     }
 }
 

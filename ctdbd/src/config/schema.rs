@@ -87,6 +87,14 @@ pub const KEYS: &[Key] = &[
         Honoured,
         "ERROR, WARNING, NOTICE, INFO, DEBUG",
     ),
+    key(
+        "log",
+        "record",
+        Unset,
+        Ours,
+        "File to record all inputs of the deciding core in, for ctdb debug replay. A new one is \
+         begun at 64 MiB; three older ones are kept as FILE.1 to FILE.3",
+    ),
     key("cluster", "transport", Text("tcp"), Honoured, "Only tcp"),
     key(
         "cluster",

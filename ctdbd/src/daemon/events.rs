@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ctdb_core::coordinator;
 use ctdb_core::events::{Effect, Ending, Event, Events, Input, Limits, RunId};
+use ctdb_core::recording::Step;
 use ctdb_wire::api::{ApiError, Done, EventRunView, ScriptView, ScriptsView};
 use ctdb_wire::connections::Tenure;
 use ctdb_wire::ids::Epoch;
@@ -208,6 +209,11 @@ impl NodeEvents {
         }
     }
 
+    /// The machine, as it stands.
+    pub(super) fn machine(&self) -> &Events {
+        &self.machine
+    }
+
     /// Runs it beside the main loop; the scripts are ended when what is returned is dropped.
     fn spawn(&self, asked: Asked, job: Job) -> oneshot::Sender<()> {
         let (runner, finished) = (self.runner.clone(), self.finished.clone());
@@ -240,7 +246,16 @@ impl Node {
     /// Feeds the machine and carries out what it asks for.
     pub(super) fn event(&mut self, input: Input) {
         let now = boot_now();
-        for effect in self.parts.events.machine.handle(now, input) {
+        let recorded = self.parts.recorder.is_some().then(|| input.clone());
+        let effects = self.parts.events.machine.handle(now, input);
+        if let Some(input) = recorded {
+            self.record(Step::Events {
+                at: now,
+                input,
+                effects: effects.clone(),
+            });
+        }
+        for effect in effects {
             match effect {
                 Effect::Run {
                     run,
@@ -264,7 +279,7 @@ impl Node {
                     self.local_changed();
                 }
                 Effect::Health(health) => self.health(health),
-                Effect::Notify(word) => self.notify(word),
+                Effect::Notify(word) => self.notify(&word),
                 Effect::Bad { event, ending } => {
                     let text = format!("{event} event: {}", ending.text());
                     tracing::error!("{text}");
@@ -291,7 +306,7 @@ impl Node {
         self.local_changed();
     }
 
-    fn notify(&mut self, word: &'static str) {
+    fn notify(&mut self, word: &str) {
         let path = self.parts.events.settings.notify.clone();
         let mut spec = Spec::new(
             "notify.sh",
@@ -397,7 +412,7 @@ impl Node {
             return;
         }
         if self.parts.events.direct.len() >= MAX_DIRECT {
-            self.event_answer(answer, &Ending::Refused("too many events run"));
+            self.event_answer(answer, &Ending::Refused("too many events run".into()));
             return;
         }
         let limit = limit.unwrap_or(self.parts.events.settings.limits.event);

@@ -11,6 +11,7 @@ use ctdb_core::coordinator::{Coordinator, Effect, Input};
 use ctdb_core::events;
 use ctdb_core::holder::Work;
 use ctdb_core::local::Local;
+use ctdb_core::recording::Step;
 use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
 use ctdb_wire::api::{ConfigView, Snapshot, TunableView};
 use ctdb_wire::connections::Tenure;
@@ -36,6 +37,7 @@ use crate::liveness::{self, Detector};
 use crate::lock::LockClient;
 use crate::log::{Log, LogLevel};
 use crate::process::Children;
+use crate::recorder::Recorder;
 use crate::transport::datagram::{SessionKeys, seal_gone};
 use crate::transport::{LinkEvent, TransportHandle};
 
@@ -78,6 +80,7 @@ pub(super) struct Parts {
     pub(super) split_brain: bool,
     /// Where the list of voters is recorded.
     pub(super) voters_record: PathBuf,
+    pub(super) recorder: Option<Recorder>,
     pub(super) history: History,
     pub(super) events: NodeEvents,
     pub(super) builtin: bool,
@@ -256,8 +259,22 @@ impl Node {
         }
     }
 
+    /// `[log] record`
+    pub(super) fn record(&mut self, step: Step) {
+        self.parts.recorder = self.parts.recorder.take().filter(|one| one.step(step));
+    }
+
     pub(super) fn handle(&mut self, now: BootTime, input: Input) {
-        for effect in self.parts.coordinator.handle(now, input) {
+        let recorded = self.parts.recorder.is_some().then(|| input.clone());
+        let effects = self.parts.coordinator.handle(now, input);
+        if let Some(input) = recorded {
+            self.record(Step::Node {
+                at: now,
+                input,
+                effects: effects.clone(),
+            });
+        }
+        for effect in effects {
             match effect {
                 Effect::Send(pnn, frame) => {
                     self.parts.transport.send(pnn, &frame);
@@ -265,12 +282,12 @@ impl Node {
                 Effect::Work(work) => self.work(work),
                 Effect::Note(note) => {
                     self.dirty = true;
-                    tracing::warn!(kind = note.kind, "{}", note.text);
+                    tracing::warn!(kind = %note.kind, "{}", note.text);
                     self.cause = Some((now, note.text.clone()));
                     let node = note.node.map(Pnn::get);
                     self.parts
                         .history
-                        .add(note.kind, node, note.text, &note.addresses, &[]);
+                        .add(&note.kind, node, note.text, &note.addresses, &[]);
                 }
             }
         }

@@ -4,8 +4,8 @@
 //! The record is removed before a daemon speaks and before another list counts, and written when
 //! a list is settled: what stands there was true. Without it the cluster starts L + m later.
 //!
-//! The first life since the host has booted needs no record: a marker in the run-time directory,
-//! which a boot empties, tells it from a restart after the record was lost.
+//! Beside it a marker in the run-time directory, which a boot empties, tells whether a daemon has been
+//! started since. What follows from both is [`ctdb_core::cold`]'s.
 //!
 //! The disk is touched by threads of their own, one at a time; what cannot be removed holds up
 //! the reload, what cannot be written only costs that start.
@@ -15,6 +15,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ctdb_core::cold;
 use ctdb_wire::ids::{BootTime, NodeSet};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -24,9 +25,6 @@ use tokio::sync::oneshot::error::TryRecvError;
 const HOLD: Duration = Duration::from_secs(30);
 /// A failed writing is tried again after this.
 const AGAIN: Duration = Duration::from_mins(1);
-
-/// Longer than a promise of any profile lasts.
-const SINCE_BOOT: Duration = Duration::from_mins(1);
 
 type Done = oneshot::Receiver<Result<(), String>>;
 
@@ -151,34 +149,32 @@ impl Record {
     }
 }
 
-/// Reads the record and removes it; `None` if there is none, or it is not certain that it is gone.
-pub(super) fn take(path: &Path) -> Option<NodeSet> {
-    let text = fs::read_to_string(path).ok();
-    match remove(path) {
-        Ok(()) => u64::from_str_radix(text?.trim(), 16).ok().map(NodeSet),
-        Err(error) => {
-            tracing::warn!(%error, path = %path.display(), "the record of voters cannot be removed");
-            None
+/// Reads the record and removes it.
+pub(super) fn take(path: &Path) -> cold::Record {
+    let text = fs::read_to_string(path);
+    let absent = matches!(&text, Err(error) if error.kind() == io::ErrorKind::NotFound);
+    if let Err(error) = remove(path) {
+        tracing::warn!(%error, path = %path.display(), "the record of voters cannot be removed");
+        return cold::Record::Useless;
+    }
+    let list = text.ok();
+    match list.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()) {
+        Some(list) => cold::Record::Taken(NodeSet(list)),
+        None if absent => cold::Record::Absent,
+        None => {
+            tracing::warn!(path = %path.display(), "the record of voters could not be read");
+            cold::Record::Useless
         }
     }
 }
 
-/// Whether no daemon can have promised anything on this host for longer than a promise lasts:
-/// none was started since the boot, and the boot is long past. To be asked once in a life, before
-/// the daemon speaks. An error means that a later life could not know of this one.
-pub(super) fn first_life(marker: &Path, now: BootTime) -> io::Result<bool> {
+/// Whether a daemon has been started since the host has booted; marks that one has. An error means
+/// that a later life could not know of this one.
+pub(super) fn ran_since_boot(marker: &Path) -> io::Result<bool> {
     match File::options().write(true).create_new(true).open(marker) {
-        Ok(_) => Ok(now >= BootTime::ZERO + SINCE_BOOT),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(true),
         Err(error) => Err(error),
-    }
-}
-
-/// A clean stop leaves no marker if the record tells the next life of this one.
-pub(super) fn leave(marker: &Path, record: &Path) {
-    if record.exists() {
-        // What stays costs the next start L + m.
-        let _ = fs::remove_file(marker);
     }
 }
 
@@ -219,33 +215,27 @@ mod tests {
     fn it_is_there_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("voters");
-        assert_eq!(take(&path), None);
+        assert_eq!(take(&path), cold::Record::Absent);
         write(&path, NodeSet(0b1011)).unwrap();
-        assert_eq!(take(&path), Some(NodeSet(0b1011)));
-        assert_eq!(take(&path), None);
+        assert_eq!(take(&path), cold::Record::Taken(NodeSet(0b1011)));
+        assert_eq!(take(&path), cold::Record::Absent);
         fs::write(&path, "nonsense").unwrap();
-        assert_eq!(take(&path), None);
+        assert_eq!(take(&path), cold::Record::Useless);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // What is no file can be neither read nor removed.
+        fs::create_dir(&path).unwrap();
+        assert_eq!(take(&path), cold::Record::Useless);
     }
 
     #[test]
-    fn a_first_life_is_the_first_since_a_boot_that_is_long_past() {
+    fn the_marker_stays_until_the_next_boot() {
         let dir = tempfile::tempdir().unwrap();
-        let at = |seconds| BootTime::ZERO + Duration::from_secs(seconds);
         let marker = dir.path().join("started");
-        assert!(first_life(&marker, at(60)).unwrap());
-        assert!(!first_life(&marker, at(3600)).unwrap());
-        // A reboot empties the directory, but promises of before may still bind.
-        let marker = dir.path().join("booted");
-        assert!(!first_life(&marker, at(59)).unwrap());
-        assert!(!first_life(&marker, at(61)).unwrap());
-        assert!(first_life(&dir.path().join("no/such"), at(60)).is_err());
-        let record = dir.path().join("voters");
-        leave(&marker, &record);
-        assert!(!first_life(&marker, at(3600)).unwrap());
-        write(&record, NodeSet(1)).unwrap();
-        leave(&marker, &record);
-        assert!(first_life(&marker, at(3600)).unwrap());
+        assert!(!ran_since_boot(&marker).unwrap());
+        assert!(ran_since_boot(&marker).unwrap());
+        fs::remove_file(&marker).unwrap();
+        assert!(!ran_since_boot(&marker).unwrap());
+        assert!(ran_since_boot(&dir.path().join("no/such")).is_err());
     }
 
     fn finish(record: &mut Record) {
@@ -273,7 +263,7 @@ mod tests {
         record.release();
         record.keep(now, NodeSet(0b111));
         finish(&mut record);
-        assert_eq!(take(&path), Some(NodeSet(0b111)));
+        assert_eq!(take(&path), cold::Record::Taken(NodeSet(0b111)));
     }
 
     #[test]

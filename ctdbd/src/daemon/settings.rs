@@ -94,6 +94,8 @@ pub(super) struct Settings {
     pub(super) history: PathBuf,
     /// Two nodes without a lock, each serving for itself.
     pub(super) split_brain: bool,
+    /// `[log] record`.
+    pub(super) recording: Option<PathBuf>,
     /// The list last acted under (R10).
     pub(super) voters_record: PathBuf,
     /// Is in the run-time directory since the first daemon of this boot.
@@ -204,6 +206,7 @@ impl Settings {
             split_brain: config.cluster.allow_split_brain
                 && config.cluster.lock.is_none()
                 && config.cluster.authority == Authority::Majority,
+            recording: config.logging.record.clone(),
             voters_record: config.database.state.join("voters"),
             life_marker: paths.pid_file.with_extension("started"),
             pid_file: paths.pid_file.clone(),

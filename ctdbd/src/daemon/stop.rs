@@ -124,6 +124,9 @@ impl Daemon {
         self.api.shutdown(Duration::from_secs(1)).await;
         // Ends its mutex in order, so that the guard goes without a word.
         self.node.parts.detector.stop();
+        if let Some(recorder) = self.node.parts.recorder.take() {
+            recorder.finish();
+        }
         if let Some(mut guard) = self.guard.take() {
             let _ = tokio::time::timeout(Duration::from_secs(1), guard.wait()).await;
         }

@@ -114,9 +114,12 @@ impl Runner {
             Ok(Ok(None)) => (Ending::NoDirectory, 2),
             Ok(Err(error)) => {
                 tracing::error!(component = job.component, %error, "event scripts cannot be read");
-                (Ending::Refused("the event scripts cannot be read"), 5)
+                (
+                    Ending::Refused("the event scripts cannot be read".into()),
+                    5,
+                )
             }
-            Err(_) => (Ending::Refused("the daemon ends"), 5),
+            Err(_) => (Ending::Refused("the daemon ends".into()), 5),
         };
         let view = EventRunView {
             component: job.component,

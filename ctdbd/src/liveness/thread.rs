@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use ctdb_core::authority::{Authority, Input, PROGRESS_LIMIT, Sink};
+use ctdb_core::recording::Act;
 use ctdb_ebpf::deadman::{Deadman, Right};
 use ctdb_ebpf::lease::DeadlineCell;
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
@@ -17,6 +18,7 @@ use super::sockets::{DATAGRAM, PathSet, Sockets};
 use super::{Command, Scheduling, Setup, Shared, significant};
 use crate::clock::boot_now;
 use crate::process::{RealTime, set_real_time, warn_once};
+use crate::recorder::Tap;
 use crate::transport::datagram::{Header, Opener, Sealer};
 
 /// Datagrams read per wake-up and socket before the clock is looked at again.
@@ -38,6 +40,8 @@ struct Wire<'a> {
     /// The path that the datagram being handled came on: answers go back there.
     reply: Option<(Pnn, usize, SocketAddr)>,
     shared: &'a Shared,
+    /// `[log] record`.
+    tap: Option<&'a Tap>,
 }
 
 impl Wire<'_> {
@@ -73,6 +77,9 @@ impl Wire<'_> {
 
 impl Sink for Wire<'_> {
     fn send(&mut self, to: Pnn, message: &Message) {
+        if let Some(tap) = self.tap {
+            tap.act(Act::Send(to, *message));
+        }
         let answer = matches!(message, Message::Answer { .. } | Message::Vote { .. });
         let only = match self.reply {
             Some((from, socket, address)) if answer && from == to => Some((socket, address)),
@@ -82,6 +89,9 @@ impl Sink for Wire<'_> {
     }
 
     fn deadline(&mut self, slot: u32, until: BootTime) {
+        if let Some(tap) = self.tap {
+            tap.act(Act::Deadline(slot, until));
+        }
         if let Some(cell) = self.deadline {
             cell.set(slot, until.0);
         }
@@ -90,6 +100,18 @@ impl Sink for Wire<'_> {
             let until = until.0;
             deadman.set_right(Right { slot, until });
         }
+    }
+}
+
+/// One step of the state machine.
+fn feed(authority: &mut Authority, input: Input<'_>, wire: &mut Wire<'_>) {
+    let now = boot_now();
+    if let Some(tap) = wire.tap {
+        tap.heard(now, input);
+    }
+    authority.handle(now, input, wire);
+    if let Some(tap) = wire.tap {
+        tap.done();
     }
 }
 
@@ -127,6 +149,7 @@ pub(super) fn run(
             deadman: setup.deadman.as_deref(),
             reply: None,
             shared,
+            tap: setup.tap.as_ref(),
         };
         let mut drain = [0_u8; 8];
         let _ = rustix::io::read(wake, &mut drain);
@@ -137,7 +160,7 @@ pub(super) fn run(
         let main_loop = shared.progress.load(Ordering::Acquire);
         if main_loop != progress {
             progress = main_loop;
-            authority.handle(boot_now(), Input::Progress, &mut wire);
+            feed(&mut authority, Input::Progress, &mut wire);
         }
         loop {
             match commands.try_recv() {
@@ -149,7 +172,7 @@ pub(super) fn run(
                 Err(TryRecvError::Empty) => break,
             }
         }
-        authority.handle(boot_now(), Input::Tick, &mut wire);
+        feed(&mut authority, Input::Tick, &mut wire);
         entitle(setup, progress);
         publish(shared, &authority);
     }
@@ -232,14 +255,8 @@ fn receive(index: usize, authority: &mut Authority, wire: &mut Wire<'_>, buffer:
             .fetch_add(1, Ordering::Relaxed);
         wire.reply = Some((from, index, address));
         // R6: the clock is read after the receipt.
-        authority.handle(
-            boot_now(),
-            Input::Datagram {
-                from,
-                message: &message,
-            },
-            wire,
-        );
+        let message = &message;
+        feed(authority, Input::Datagram { from, message }, wire);
         wire.reply = None;
     }
 }
@@ -263,20 +280,18 @@ fn obey(
                 opener: Opener::new(*keys, pnn),
                 paths,
             });
-            authority.handle(boot_now(), Input::Session { pnn, incarnation }, wire);
+            feed(authority, Input::Session { pnn, incarnation }, wire);
         }
         Command::Paths(pnn, paths) => {
             if let Some(line) = &mut wire.lines[pnn.index()] {
                 line.paths = paths;
             }
         }
-        Command::Eligible(eligible) => {
-            authority.handle(boot_now(), Input::Eligible(eligible), wire);
-        }
-        Command::Books(books) => authority.handle(boot_now(), Input::Books(books), wire),
-        Command::Lock(news) => authority.handle(boot_now(), Input::Lock(news), wire),
-        Command::List(list) => authority.handle(boot_now(), Input::List(list), wire),
-        Command::Leave => authority.handle(boot_now(), Input::Leave, wire),
+        Command::Eligible(eligible) => feed(authority, Input::Eligible(eligible), wire),
+        Command::Books(books) => feed(authority, Input::Books(books), wire),
+        Command::Lock(news) => feed(authority, Input::Lock(news), wire),
+        Command::List(list) => feed(authority, Input::List(list), wire),
+        Command::Leave => feed(authority, Input::Leave, wire),
         Command::SayGone => {
             let message = Message::Gone { incarnation };
             for pnn in authority.config().voters.iter() {

@@ -3,6 +3,8 @@
 //! They are sealed under keys of the link's session before they leave (`design.md` section 5);
 //! sender and incarnation are therefore known from the key and do not stand in them.
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{Incarnation, MAX_NODES, NodeSet, Pnn, Term};
 
 /// Longest encoded message, in bytes.
@@ -15,8 +17,51 @@ pub type Ages = [u16; MAX_NODES];
 /// See [`Ages`].
 pub const AGE_INFINITE: u16 = u16::MAX;
 
+/// [`Ages`] in a recording; on the wire [`Message::encode`] writes them.
+pub mod ages {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Ages;
+
+    /// As a sequence.
+    pub fn serialize<S: Serializer>(ages: &Ages, serializer: S) -> Result<S::Ok, S::Error> {
+        ages.as_slice().serialize(serializer)
+    }
+
+    /// As many as there are nodes, or an error.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ages, D::Error> {
+        sized(&Vec::deserialize(deserializer)?)
+    }
+
+    fn sized<E: serde::de::Error>(ages: &[u16]) -> Result<Ages, E> {
+        Ages::try_from(ages).map_err(|_| E::invalid_length(ages.len(), &"one per node number"))
+    }
+
+    /// Where there may be none.
+    pub mod option {
+        use super::{Ages, Deserializer, Serializer, sized};
+        use serde::{Deserialize as _, Serialize as _};
+
+        /// As a sequence, if there are any.
+        pub fn serialize<S: Serializer>(
+            ages: &Option<Ages>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            ages.as_ref().map(Ages::as_slice).serialize(serializer)
+        }
+
+        /// As many as there are nodes, none, or an error.
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<Ages>, D::Error> {
+            let ages = Option::<Vec<u16>>::deserialize(deserializer)?;
+            ages.map(|ages| sized(&ages)).transpose()
+        }
+    }
+}
+
 /// One message of the liveness path.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Message {
     /// "I am alive; answer me" (`authority.md` rule 4).
     Heartbeat {
@@ -50,6 +95,7 @@ pub enum Message {
         /// Nodes that the witness has stopped answering.
         stopped: NodeSet,
         /// Only to a leader.
+        #[serde(with = "ages::option")]
         ages: Option<Ages>,
     },
     /// Asks for a vote; with `pre` asks whether one would be given.

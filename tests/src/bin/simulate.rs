@@ -94,6 +94,9 @@ impl Total {
         self.stats.grants += stats.grants;
         self.stats.faults += stats.faults;
         self.stats.reloads += stats.reloads;
+        for (sum, number) in self.stats.unrecorded.iter_mut().zip(stats.unrecorded) {
+            *sum += number;
+        }
         self.stats.simulated_ms += stats.simulated_ms;
         self.stats.coverage.add(&stats.coverage);
         if stats.recovered {
@@ -180,8 +183,11 @@ fn main() -> ExitCode {
     println!("{}", total.stats.coverage.text());
     let hours = total.stats.simulated_ms as f64 / 3.6e6;
     println!(
-        "reloads={} simulated_hours={hours:.2} per_real_minute={:.2}",
+        "reloads={} unrecorded_starts={} believed_first={} simulated_hours={hours:.2} \
+         per_real_minute={:.2}",
         total.stats.reloads,
+        total.stats.unrecorded[0],
+        total.stats.unrecorded[1],
         hours / (started.elapsed().as_secs_f64() / 60.0)
     );
     total.recoveries.sort_unstable();

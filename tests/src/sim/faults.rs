@@ -248,6 +248,7 @@ impl World {
         if lists {
             world.start_of_lists(spare);
         }
+        world.start_of_records();
         let chaos_end = Real(0) + options.chaos;
         world.schedule(Real(0) + ms(3000), Event::Chaos);
         world.schedule(chaos_end, Event::Quiet);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ctdb_core::cold;
 use ctdb_wire::heartbeat::Message;
 use ctdb_wire::ids::{BootTime, Incarnation, NodeFlags};
 use rand::Rng as _;
@@ -168,9 +169,24 @@ impl World {
         let host = &mut self.hosts[node];
         host.powered = true;
         host.wild = false;
+        host.ran_since_boot = false;
         host.clock = Clock::new(now, local, drift);
         self.say(|| format!("node {node}: booted"));
-        self.start(node);
+        if !self.side.random_ratio(1, 8) {
+            self.start(node);
+            return;
+        }
+        // The daemon is started by hand, and perhaps the disk is a new one. The minute after which
+        // a first life believes its list is over when promises of before the boot are, just so.
+        let promise = self.timing.promise();
+        let (host, limit) = (&mut self.hosts[node], BootTime::ZERO + cold::SINCE_BOOT);
+        let local = BootTime(limit.0 - (promise * 6 / 5).as_nanos() as u64);
+        host.clock = Clock::new(now, local, drift);
+        if self.side.random_ratio(1, 2) {
+            host.acted_under = None;
+        }
+        let at = now + promise.mul_f64(self.side.random_range(0.0..3.0));
+        self.schedule(at, Event::Start { node });
     }
 
     /// Faults are over; what is broken now stays broken.

@@ -165,6 +165,19 @@ impl World {
         }
     }
 
+    /// In some runs nodes begin without a record of the list: new clusters, replaced hosts.
+    pub fn start_of_records(&mut self) {
+        if !self.side.random_ratio(1, 6) {
+            return;
+        }
+        let all = self.side.random_ratio(1, 2);
+        for node in 0..self.hosts.len() {
+            if all || self.side.random_ratio(1, 2) {
+                self.hosts[node].acted_under = None;
+            }
+        }
+    }
+
     /// What is drawn for a run with changing lists.
     pub fn start_of_lists(&mut self, spare: usize) {
         self.plan.lists = true;

@@ -65,6 +65,8 @@ pub struct Host {
     pub file: NodeSet,
     /// The record of the list that it acted under (R10).
     pub acted_under: Option<NodeSet>,
+    /// The marker in its run-time directory, which a boot empties.
+    pub ran_since_boot: bool,
     /// Its disk answers nothing until then.
     pub disk_until: Real,
     /// Its clock is beyond the margin.

@@ -139,6 +139,9 @@ pub struct Stats {
     pub simulated_ms: u64,
     /// Changes of the nodes list.
     pub reloads: u64,
+    /// Starts without a record of the list: of those that abstain, and of those that count as the
+    /// first life of a boot long past.
+    pub unrecorded: [u64; 2],
     /// Faults injected.
     pub faults: u64,
     /// From the end of the faults until all addresses were served, in milliseconds.

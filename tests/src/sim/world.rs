@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ctdb_core::authority::{self, Authority, Timing};
+use ctdb_core::cold;
 use ctdb_core::coordinator::{self, Coordinator};
 use ctdb_core::planted::Planted;
 use ctdb_wire::ids::{BootTime, Incarnation, NodeFlags, NodeSet, Pnn, RunState};
@@ -134,6 +135,8 @@ pub struct Habits {
 pub struct World {
     pub now: Real,
     pub rng: ChaCha8Rng,
+    /// For what was thought of later, so that runs without it are what they were.
+    pub side: ChaCha8Rng,
     pub timing: Timing,
     pub hosts: Vec<Host>,
     pub net: Net,
@@ -159,9 +162,11 @@ impl World {
     /// A cluster of `nodes` hosts, powered off; a scenario or plan brings it to life.
     pub fn new(options: Options, nodes: usize, addresses: usize) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(options.seed);
+        let side = ChaCha8Rng::seed_from_u64(options.seed ^ 0x7369_6465);
         let mut world = Self {
             now: Real(0),
             rng,
+            side,
             timing: options.profile.timing(),
             hosts: Vec::new(),
             net: Net::new(nodes),
@@ -209,6 +214,7 @@ impl World {
                 bad: vec![false; addresses],
                 file: (0..nodes).map(pnn).collect(),
                 acted_under: Some((0..nodes).map(pnn).collect()),
+                ran_since_boot: false,
                 disk_until: Real(0),
                 wild: false,
                 lives: 0,
@@ -391,7 +397,19 @@ impl World {
         let mut config = authority::Config::majority(host.pnn, incarnation, voters, timing);
         config.planted = planted;
         config.mode = mode;
-        config.acted_under = host.acted_under.take();
+        let found = cold::Host {
+            record: host
+                .acted_under
+                .take()
+                .map_or(cold::Record::Absent, cold::Record::Taken),
+            ran_since_boot: std::mem::replace(&mut host.ran_since_boot, true),
+            list: voters,
+        };
+        config.acted_under = cold::acted_under(local, &timing, &found);
+        if found.record == cold::Record::Absent {
+            let believed = usize::from(config.acted_under.is_some());
+            self.stats.unrecorded[believed] += 1;
+        }
         let authority = Authority::new(config, local);
         let info = NodeInfo {
             flags: NodeFlags::UNHEALTHY,

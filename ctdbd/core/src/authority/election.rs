@@ -2,12 +2,13 @@
 
 use ctdb_wire::heartbeat::Message;
 use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn, Term};
+use serde::{Deserialize, Serialize};
 
 use super::{Authority, Books, PROGRESS_LIMIT, Promise, Sink};
 use crate::planted::Bug;
 
 /// What this node is in an election.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Role {
     /// Follows, or waits.
     Follower,

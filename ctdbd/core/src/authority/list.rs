@@ -7,12 +7,13 @@
 //! reads from its file may be old, and is admitted by an acting leader only (DESIGN.md, L1 to L4).
 
 use ctdb_wire::ids::{BootTime, NodeSet, Pnn};
+use serde::{Deserialize, Serialize};
 
 use super::{Authority, Role, Sink};
 use crate::planted::Bug;
 
 /// A nodes list as the authority sees it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct List {
     /// Configured nodes, deleted ones left out.
     pub voters: NodeSet,
@@ -21,7 +22,7 @@ pub struct List {
 }
 
 /// The list in [`super::Status`].
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct ListStatus {
     /// In use.
     pub voters: NodeSet,
@@ -36,7 +37,7 @@ pub struct ListStatus {
 }
 
 /// What is remembered of other lists.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Lists {
     neighbour: Option<NodeSet>,
     retired: Option<NodeSet>,

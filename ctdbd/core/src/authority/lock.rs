@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use ctdb_wire::heartbeat::Message;
 use ctdb_wire::ids::{BootTime, NodeSet, Pnn, Term};
+use serde::{Deserialize, Serialize};
 
 use super::{Authority, PROGRESS_LIMIT, Role, Sink, stretch};
 use crate::planted::Bug;
 
 /// What gives a partition the right to serve (`[cluster] authority`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Mode {
     /// More than half of the configured nodes.
     Majority,
@@ -24,7 +25,7 @@ pub enum Mode {
 }
 
 /// Times of the cluster lock.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LockTimes {
     /// V: how long a proof that the lock is held counts, from the start of the recheck.
     pub validity: Duration,
@@ -50,7 +51,7 @@ impl Mode {
 
 /// What the lock client found out. A *tenure* is one life of a helper that got the lock; a
 /// helper never takes it again by itself, so a recheck proves the same tenure (R20).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum LockNews {
     /// The lock was granted.
     Held {
@@ -76,7 +77,7 @@ pub enum LockNews {
 }
 
 /// The lock as `ctdb cluster` shows it.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct LockStatus {
     /// The tenure, if this node holds the lock.
     pub tenure: Option<u64>,
@@ -86,7 +87,7 @@ pub struct LockStatus {
     pub claiming: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Tenure {
     number: u64,
     granted_at: BootTime,
@@ -95,7 +96,7 @@ struct Tenure {
 }
 
 /// What a node knows of its own lock.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Lock {
     tenure: Option<Tenure>,
     /// Only a proof that started later counts: this node has told another claimant that it

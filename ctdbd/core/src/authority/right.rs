@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use ctdb_wire::ids::{BootTime, Pnn};
+use serde::{Deserialize, Serialize};
 
 use super::{Authority, Sink, slot_of};
 use crate::planted::Bug;
 
 /// Whether this node may serve.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Right {
     /// The old epoch is over and silent; answers count towards a right in the next.
     Waiting,

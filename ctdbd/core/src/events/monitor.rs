@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ctdb_wire::ids::BootTime;
+use serde::{Deserialize, Serialize};
 
 use super::{Effect, Ending, Limits, RunId};
 
@@ -13,7 +14,7 @@ const AFTER_CHANGE: Duration = Duration::from_secs(5);
 /// A monitor that was given up for another event is made up for soon.
 const AFTER_CANCEL: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Monitor {
     next: Option<BootTime>,
     delay: Duration,
@@ -107,7 +108,7 @@ impl Monitor {
                 self.delay = AFTER_CHANGE.min(limits.monitor_interval);
                 let word = if self.healthy { "healthy" } else { "unhealthy" };
                 out.push(Effect::Health(health));
-                out.push(Effect::Notify(word));
+                out.push(Effect::Notify(word.into()));
             } else if health.is_err() {
                 // The reason may be another one.
                 out.push(Effect::Health(health));

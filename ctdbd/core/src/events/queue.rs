@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use ctdb_wire::ids::BootTime;
+use serde::{Deserialize, Serialize};
 
 use super::{Asker, Effect, Event};
 
@@ -19,11 +20,11 @@ const BEGIN: &str = "startipreallocate";
 const END: &str = "ipreallocated";
 
 /// Number of a run of scripts.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RunId(pub u64);
 
 /// An event that is to run.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) asker: Asker,
     pub(super) event: Event,
@@ -31,7 +32,7 @@ pub(super) struct Order {
     pub(super) all: bool,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Queue {
     last: u64,
     running: BTreeMap<RunId, Order>,

@@ -134,7 +134,7 @@ fn start_up_in_its_order() {
             Effect::Reach(RunState::Startup),
             Effect::Reach(RunState::Running),
             Effect::Health(Ok(())),
-            Effect::Notify("healthy"),
+            Effect::Notify("healthy".into()),
         ]
     );
 }
@@ -235,7 +235,7 @@ fn health_follows_the_monitor() {
     assert!(node.said.is_empty(), "{:?}", node.said);
     node.end("monitor", Ending::TimedOut);
     assert!(matches!(&node.said[0], Effect::Health(Err(why)) if why.contains("3 times")));
-    assert_eq!(node.said[1], Effect::Notify("unhealthy"));
+    assert_eq!(node.said[1], Effect::Notify("unhealthy".into()));
     node.said.clear();
     node.wait(4);
     assert!(node.names().is_empty());
@@ -243,7 +243,7 @@ fn health_follows_the_monitor() {
     node.end("monitor", Ending::Done);
     assert_eq!(
         node.said,
-        [Effect::Health(Ok(())), Effect::Notify("healthy")]
+        [Effect::Health(Ok(())), Effect::Notify("healthy".into())]
     );
     node.said.clear();
     node.wait(5);
@@ -252,7 +252,7 @@ fn health_follows_the_monitor() {
         node.said,
         [
             Effect::Health(Err("50.samba: exit code 1".to_owned())),
-            Effect::Notify("unhealthy")
+            Effect::Notify("unhealthy".into())
         ]
     );
 }
