@@ -18,6 +18,7 @@
 //! when its process dies in whatever way (a watchdog process sees to that), and, should both
 //! fail, when the next lab is built.
 
+pub mod bystander;
 pub mod cli;
 pub mod clock;
 pub mod held;

@@ -45,8 +45,22 @@ fn carry_out(plan: Plan) -> Aftermath {
         // are allowed for.
         assert!(
             aftermath.disturbance() < Duration::from_millis(150),
-            "{}",
+            "{:?}\n{}",
+            aftermath.disturbance(),
             aftermath.table()
+        );
+        // What is moved when the node is back is handed over like what it had.
+        assert!(
+            aftermath.evened_out() <= plan.bound("standard"),
+            "{:?}\n{}",
+            aftermath.evened_out(),
+            aftermath.table()
+        );
+        println!(
+            "others disturbed: {:?}; moved when it was back: {:?}, longest {:?}",
+            aftermath.disturbance(),
+            aftermath.healed,
+            aftermath.evened_out()
         );
     }
     lab.end().unwrap();

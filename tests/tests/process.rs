@@ -70,7 +70,7 @@ fn without_arguments_it_goes_to_the_background() {
     let left: Vec<_> = fs::read_dir(&run_dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        // Stays where no record of voters tells the next start of this life (R10).
+        // Stays by intent until the host boots: a daemon has run (R10, `core::cold`).
         .filter(|path| !path.ends_with("ctdbd.started"))
         .collect();
     assert!(left.is_empty(), "{left:?}");

@@ -15,6 +15,8 @@ use std::net::IpAddr;
 use ctdb_wire::ids::{MAX_NODES, NodeSet, Pnn};
 use serde::{Deserialize, Serialize};
 
+pub use crate::leader::credits::Bans;
+
 /// The tunables that concern allocation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Policy {
@@ -24,6 +26,8 @@ pub struct Policy {
     pub no_failback: bool,
     /// `NoIPTakeover`: an address that is not hosted is given to nobody.
     pub no_takeover: bool,
+    /// Whether nodes are banned that fail at it again and again.
+    pub bans: Bans,
 }
 
 /// `IPAllocAlgorithm`.

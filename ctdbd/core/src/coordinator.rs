@@ -92,6 +92,15 @@ pub enum Effect {
     Work(Work),
     /// Something that history keeps (OPS-1).
     Note(Note),
+    /// Ban this node, which may be this one, for so many seconds and for that reason.
+    Ban {
+        /// Whom.
+        pnn: Pnn,
+        /// For how long.
+        seconds: u32,
+        /// Why.
+        why: String,
+    },
 }
 
 /// An entry of the history.
@@ -437,6 +446,12 @@ impl Coordinator {
             if leader.lonely(now) {
                 self.renounce();
                 return;
+            }
+            if let Some((pnn, credit)) = leader.convict(now, &situation) {
+                let count = credit.count;
+                let why = format!("{count} credits: {}", credit.why);
+                let seconds = situation.policy.bans.period_s;
+                out.push(Effect::Ban { pnn, seconds, why });
             }
             if let Some(placement) = leader.placement(&situation) {
                 self.placement = Some(placement.clone());

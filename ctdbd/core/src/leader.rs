@@ -1,5 +1,7 @@
 //! The leader's books: who may hold what, and the orders that follow from it. R15, R17, R18.
 
+pub mod credits;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::allocation::{self, AddressState, Policy, Problem};
 use crate::authority::{List, Status};
 use crate::planted::{Bug, Planted};
+use credits::{Credit, Credits};
 
 /// An order that was not echoed is repeated after this.
 const REPEAT: Duration = Duration::from_millis(200);
@@ -137,6 +140,7 @@ pub struct Leader {
     /// Since when fewer nodes obey than a quorum.
     lonely_since: Option<BootTime>,
     failed: BTreeMap<(Pnn, IpAddr), Failure>,
+    credits: Credits,
     shown: BTreeMap<IpAddr, Option<Pnn>>,
     shown_version: u64,
     last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
@@ -164,6 +168,7 @@ impl Leader {
             moves: BTreeMap::new(),
             lonely_since: None,
             failed: BTreeMap::new(),
+            credits: Credits::default(),
             shown: BTreeMap::new(),
             shown_version: 0,
             last_inputs: None,
@@ -239,7 +244,8 @@ impl Leader {
                 self.target.entry(*address).or_insert(from);
             }
         }
-        for (address, _) in &state.failed {
+        let mut failed = None;
+        for (address, why) in &state.failed {
             // Every STATE until the next order repeats it.
             let known = self
                 .failed
@@ -251,12 +257,45 @@ impl Leader {
                     order: state.last_order,
                 };
                 self.failed.insert((from, *address), failure);
+                failed.get_or_insert_with(|| format!("takeover of {address} failed: {why}"));
                 if self.target.get(address) == Some(&from) {
                     self.target.remove(address);
                 }
                 self.dirty = true;
             }
         }
+        // One for each order that it could not carry out.
+        if let Some(why) = failed {
+            self.credits.blame(now, from, why);
+        }
+    }
+
+    /// What stands against the nodes.
+    pub fn credits(&self) -> &Credits {
+        &self.credits
+    }
+
+    /// A node that has failed too often and whose work others can do: to be banned, and why.
+    pub fn convict(&mut self, now: BootTime, situation: &Situation) -> Option<(Pnn, Credit)> {
+        let bans = situation.policy.bans;
+        self.credits.forgive(now, bans.grace);
+        let pnn = self.credits.reached(credits::limit(self.voters.len()))?;
+        let others = |able: &NodeSet| {
+            able.iter().any(|other| {
+                other != pnn
+                    && situation.linked.contains(other)
+                    && self.credits.of(other).is_none()
+                    && self
+                        .hosts
+                        .get(&other)
+                        .is_some_and(|host| host.know == Know::Known && host.has_right)
+            })
+        };
+        // A node that alone could serve an address is not taken out of the cluster.
+        if !bans.enabled || !situation.able.values().all(others) {
+            return None;
+        }
+        self.credits.settle(pnn).map(|credit| (pnn, credit))
     }
 
     /// R24, R25: a new node is unknown; one that is removed stays until it is known to have no

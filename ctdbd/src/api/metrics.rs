@@ -124,6 +124,17 @@ fn cluster(page: &mut Page, snapshot: &Snapshot) {
             page.sample("node_heard_seconds", &labels, heard_ms as f64 / 1000.0);
         }
     }
+    page.family(
+        "node_ban_credits",
+        "gauge",
+        "Failures that stand against a node; only the leader has them.",
+    );
+    for node in &nodes {
+        if let Some(credits) = &node.ban_credits {
+            let labels = format!("{{node=\"{}\"}}", node.pnn);
+            page.sample("node_ban_credits", &labels, credits.credits);
+        }
+    }
     let addresses = &snapshot.addresses;
     page.gauge(
         "addresses",

@@ -228,6 +228,14 @@ pub enum Node {
     },
     /// End a ban
     Unban(Target),
+    /// What stands against nodes that failed at their work, and how much of it bans them
+    #[command(
+        long_about = "Shows what the leader counts against each node: one credit for each order \
+        to take addresses that it could not carry out. As many as twice the number of nodes ban it \
+        for RecoveryBanPeriod, if others can do its work and EnableBans is not 0; after \
+        RecoveryGracePeriod without a failure they are forgiven."
+    )]
+    Credits,
     /// Take on a changed nodes list, on all nodes
     #[command(
         long_about = "Reads the nodes list again (a file, or the command of `[cluster] nodes \

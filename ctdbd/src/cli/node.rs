@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use ctdb_wire::api::{DaemonView, Done, NodeVerb, NodeView, NodesView, ReloadView};
+use ctdb_wire::api::{DaemonView, Done, NodeVerb, NodeView, NodesView, ReloadView, Snapshot};
 use ctdb_wire::ids::NodeFlags;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::table::{columns, facts, milliseconds, or_dash};
 use super::{Asking, args, pretty};
 
@@ -23,6 +23,17 @@ pub(super) fn run(asking: &Asking, verb: &args::Node) -> Result<String, Failure>
         args::Node::Ban { change, time } => flag(asking, NodeVerb::Ban, change, Some(*time)),
         args::Node::Enable(target) => set(asking, NodeVerb::Enable, target, &json!({})),
         args::Node::Start(target) => set(asking, NodeVerb::Start, target, &json!({})),
+        args::Node::Credits => {
+            let leader = asking.client.get::<Snapshot>("/v1/status")?.leader;
+            let leader = leader.ok_or_else(|| {
+                Failure::new(
+                    Exit::NotNow,
+                    "no_leader",
+                    "there is no leader, and only it counts",
+                )
+            })?;
+            asking.show(&format!("/v1/nodes?node={leader}"), credits)
+        }
         args::Node::Unban(target) => set(asking, NodeVerb::Unban, target, &json!({})),
         args::Node::Reload { dry_run } => {
             let body = json!({"dry_run": dry_run});
@@ -136,6 +147,28 @@ pub fn nodes(view: &NodesView) -> String {
     columns(["NODE", "ADDRESS", "STATE", "RUN STATE", "REASON"], &rows)
 }
 
+/// `ctdb node credits`
+pub fn credits(view: &NodesView) -> String {
+    let rows: Vec<[String; 5]> = view
+        .nodes
+        .iter()
+        .filter_map(|node| {
+            let credits = node.ban_credits.as_ref()?;
+            let last = credits
+                .last_ms
+                .map(|ms| format!("{} ago", milliseconds(ms as f64)));
+            Some([
+                node.pnn.to_string(),
+                credits.credits.to_string(),
+                credits.limit.to_string(),
+                or_dash(last),
+                credits.why.clone(),
+            ])
+        })
+        .collect();
+    columns(["NODE", "CREDITS", "BANNED AT", "LAST", "WHY"], &rows)
+}
+
 /// `ctdb node status`
 pub fn node(node: &NodeView) -> String {
     let heard = node
@@ -160,7 +193,11 @@ pub fn node(node: &NodeView) -> String {
         (false, true) => "suspected: silent for several heartbeats",
         (false, false) => "member",
     };
-    facts(&[
+    let credits = node.ban_credits.as_ref().map(|credits| {
+        let (count, limit) = (credits.credits, credits.limit);
+        format!("{count} of {limit}")
+    });
+    let mut rows = vec![
         ("Node", node.pnn.to_string()),
         ("Address", node.address.clone()),
         ("State", node.flags_text.clone()),
@@ -175,11 +212,15 @@ pub fn node(node: &NodeView) -> String {
             if node.has_right { "held" } else { "not held" }.to_owned(),
         ),
         ("May be", super::table::list(roles)),
-    ])
+    ];
+    rows.extend(credits.map(|credits| ("Ban credits", credits)));
+    facts(&rows)
 }
 
 #[cfg(test)]
 mod tests {
+    use ctdb_wire::api::BanCredits;
+
     use super::*;
     use crate::api::sample;
 
@@ -198,6 +239,35 @@ NODE  ADDRESS    STATE                            RUN STATE  REASON
 1     127.0.0.2  DISCONNECTED|UNHEALTHY|INACTIVE  RUNNING    50.samba: smbd does not run
 ";
         assert_eq!(nodes(&view), wanted);
+    }
+
+    #[test]
+    fn credits_are_the_leaders() {
+        let mut nodes = sample::snapshot().nodes;
+        let mut view = NodesView {
+            node: 0,
+            nodes: nodes.clone(),
+        };
+        assert_eq!(credits(&view).lines().count(), 1);
+        let none = BanCredits {
+            limit: 4,
+            ..BanCredits::default()
+        };
+        nodes[0].ban_credits = Some(none);
+        nodes[1].ban_credits = Some(BanCredits {
+            credits: 3,
+            limit: 4,
+            last_ms: Some(1500),
+            why: "takeover of 10.1.1.1 failed: no lease on eth0".into(),
+        });
+        view.nodes = nodes;
+        let wanted = "\
+NODE  CREDITS  BANNED AT  LAST       WHY
+0     0        4          -
+1     3        4          1.5 s ago  takeover of 10.1.1.1 failed: no lease on eth0
+";
+        assert_eq!(credits(&view), wanted);
+        assert!(node(&view.nodes[1]).ends_with("Ban credits     3 of 4\n"));
     }
 
     #[test]

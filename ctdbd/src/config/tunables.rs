@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ctdb_core::allocation::{Algorithm, Policy};
+use ctdb_core::allocation::{Algorithm, Bans, Policy};
 
 use super::legacy::Fate::{self, Accepted, Honoured, Mapped, Obsolete};
 use super::report::{Report, Severity};
@@ -257,6 +257,11 @@ impl Tunables {
             },
             no_failback: self.on(Tunable::NoIPFailback),
             no_takeover: self.on(Tunable::NoIPTakeover),
+            bans: Bans {
+                enabled: self.on(Tunable::EnableBans),
+                period_s: self.get(Tunable::RecoveryBanPeriod),
+                grace: self.seconds(Tunable::RecoveryGracePeriod),
+            },
         }
     }
 

@@ -21,6 +21,7 @@ use super::replies::to_peer;
 use crate::api::{self, Command, Wanted};
 use crate::clients::{Ask, AskKind};
 use crate::clock::boot_now;
+use crate::config::Tunable;
 use crate::failover::Job;
 use crate::log::LogLevel;
 
@@ -268,6 +269,27 @@ impl Node {
         }
     }
 
+    /// The leader bans a node that failed too often. It is asked once; if that is lost, it fails on.
+    pub(super) fn ban(&mut self, pnn: Pnn, seconds: u32, why: String) {
+        let text = format!("node {pnn} is to be banned for {seconds} seconds: {why}");
+        tracing::error!("{text}");
+        self.parts
+            .history
+            .add("ban", Some(pnn.get()), text, &[], &[]);
+        let action = Action::Node {
+            verb: NodeVerb::Ban,
+            seconds: Some(seconds),
+            reason: Some(why),
+        };
+        // Nobody waits for the answer.
+        let (reply, _) = oneshot::channel();
+        if pnn == self.parts.me {
+            self.carry_out(action, Reply::Step(reply));
+        } else {
+            self.forward(pnn, &action, Reply::Step(reply));
+        }
+    }
+
     /// Another node passes an action on; it must be for this one.
     pub(super) fn remote_request(&mut self, from: Pnn, id: u64, operation: Operation) {
         let Operation::Api { method, path, body } = operation;
@@ -428,6 +450,13 @@ impl Node {
     fn verb(&mut self, verb: NodeVerb, seconds: Option<u32>, reason: Option<String>, reply: Reply) {
         let now = boot_now();
         let me = self.parts.me;
+        if verb == NodeVerb::Ban && !self.parts.values.on(Tunable::EnableBans) {
+            let text = "no node is banned while the tunable EnableBans is 0; `ctdb node stop` takes \
+                        one out of the cluster";
+            let error = ApiError::new(409, "bans_disabled", text);
+            self.actions.ready.push((reply, Err(error)));
+            return;
+        }
         let changed = match self.parts.local.verb(now, verb, seconds, reason.clone()) {
             Ok(changed) => changed,
             Err(error @ (LocalError::NoBanTime | LocalError::BanTooLong(_))) => {

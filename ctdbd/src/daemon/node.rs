@@ -280,6 +280,7 @@ impl Node {
                     self.parts.transport.send(pnn, &frame);
                 }
                 Effect::Work(work) => self.work(work),
+                Effect::Ban { pnn, seconds, why } => self.ban(pnn, seconds, why),
                 Effect::Note(note) => {
                     self.dirty = true;
                     tracing::warn!(kind = %note.kind, "{}", note.text);

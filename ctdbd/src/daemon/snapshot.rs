@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use ctdb_core::coordinator::Coordinator;
 use ctdb_core::holder;
+use ctdb_core::leader::credits;
 use ctdb_core::local::Local;
 use ctdb_wire::api::connections::ConnectionStats;
 use ctdb_wire::api::{
-    AddressOnNode, AddressView, ConfigView, Hold, InterfaceView, NodeView, RightView, Snapshot,
-    TunableView,
+    AddressOnNode, AddressView, BanCredits, ConfigView, Hold, InterfaceView, NodeView, RightView,
+    Snapshot, TunableView,
 };
 use ctdb_wire::ids::{BootTime, NodeFlags, Pnn, RunState, address_key};
 use ctdb_wire::peer::NodeInfo;
@@ -99,6 +100,15 @@ fn node(view: &View<'_>, number: u32, address: IpAddr) -> NodeView {
         } else {
             peer.has_right
         };
+    }
+    if let Some(leader) = view.coordinator.leader() {
+        let credit = leader.credits().of(pnn);
+        shown.ban_credits = Some(BanCredits {
+            credits: credit.map_or(0, |credit| credit.count),
+            limit: credits::limit(config.voters.len()),
+            last_ms: credit.map(|credit| view.now.since(credit.last).as_millis() as u64),
+            why: credit.map_or_else(String::new, |credit| credit.why.clone()),
+        });
     }
     shown
 }

@@ -220,6 +220,16 @@ impl Thread {
                 if let Some(connections) = &self.setup.connections {
                     connections.post(Message::Frozen(addresses.clone(), None));
                 }
+                // Their right is over and they are silent by it; from here on they are not held
+                // any more, so that they are taken off and not announced or put back.
+                if let Some(net) = &mut self.net
+                    && let Err(error) = net.silence(&addresses)
+                {
+                    tracing::error!(
+                        error,
+                        "addresses of a right that is over stay on their interfaces"
+                    );
+                }
                 self.cleanup
                     .extend(addresses.chunks(PIECE).map(<[IpAddr]>::to_vec));
             }

@@ -270,6 +270,22 @@ pub struct NodeView {
     pub reason: String,
     /// When its daemon started.
     pub started_at: f64,
+    /// Only where the leader answers: what stands against it.
+    #[serde(default)]
+    pub ban_credits: Option<BanCredits>,
+}
+
+/// How far a node is from a ban (`spec/cluster.md` 2.9).
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct BanCredits {
+    /// How often it failed at what it was asked for.
+    pub credits: u32,
+    /// So many ban it, unless `EnableBans` is 0.
+    pub limit: u32,
+    /// Time since the last; they are forgiven after `RecoveryGracePeriod`.
+    pub last_ms: Option<u64>,
+    /// What it failed at then.
+    pub why: String,
 }
 
 /// One public address.

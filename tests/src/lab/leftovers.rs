@@ -30,8 +30,7 @@ impl Node {
         for mount in netns::mounts_below(self.root()) {
             left.push(format!("mount {}", mount.display()));
         }
-        let record = self.root().join("var/lib/ctdb/state/voters");
-        walk(&self.root().join("run"), record.exists(), &mut left)?;
+        walk(&self.root().join("run"), &mut left)?;
         Ok(left
             .into_iter()
             .map(|what| format!("node {}: {what}", self.pnn()))
@@ -71,7 +70,7 @@ fn attached(space: &Netns) -> Result<Vec<String>> {
 }
 
 /// Everything but directories, and but lock files that are empty.
-fn walk(dir: &Path, recorded: bool, left: &mut Vec<String>) -> Result<()> {
+fn walk(dir: &Path, left: &mut Vec<String>) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -81,10 +80,10 @@ fn walk(dir: &Path, recorded: bool, left: &mut Vec<String>) -> Result<()> {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            walk(&entry.path(), recorded, left)?;
+            walk(&entry.path(), left)?;
         } else {
-            // Stays by intent where no record of voters tells of the life (R10).
-            if entry.file_name() == "ctdbd.started" && !recorded {
+            // Stays by intent until the host boots: a daemon has run (R10, `core::cold`).
+            if entry.file_name() == "ctdbd.started" {
                 continue;
             }
             let what = if kind.is_socket() { "socket" } else { "file" };

@@ -1,6 +1,7 @@
 //! A failover from beginning to end: a healthy cluster under probes, one fault, what followed.
 //! The demo, the tests and the benchmarks are made of these.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::mpsc::Sender;
@@ -11,8 +12,9 @@ use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
+use super::bystander::{Bystander, disturbances};
 use super::observe::{Observer, Report};
-use super::probe::{Prober, Record, Target};
+use super::probe::{Outage, Prober, Record, Target};
 use super::timeline::{Event, human};
 use super::{Freeze, Lab, Links, Service, Stamp};
 
@@ -119,6 +121,8 @@ impl Plan {
 pub struct Scene<'a> {
     lab: &'a Lab,
     prober: Prober,
+    /// Tells a busy machine from a disturbed address.
+    _bystander: Bystander,
     observer: Observer,
     events: Option<Sender<Event>>,
     fail: Fail,
@@ -128,6 +132,8 @@ pub struct Scene<'a> {
     affected: Vec<IpAddr>,
     /// Where an address is moved to.
     target: u32,
+    /// When it was healed, and the addresses that had nothing to do with the fault but moved then.
+    healed: RefCell<Option<(Stamp, Vec<IpAddr>)>>,
 }
 
 /// What followed.
@@ -143,8 +149,13 @@ pub struct Aftermath {
     pub fault: Stamp,
     /// Addresses that had to go elsewhere.
     pub affected: Vec<IpAddr>,
+    /// When it was healed, and the addresses that had nothing to do with the fault but were moved
+    /// then, in order, to even out what each node hosts.
+    pub healed: Option<(Stamp, Vec<IpAddr>)>,
     /// What the prober saw.
     pub records: Vec<Record>,
+    /// What it saw of a service that no daemon has anything to do with.
+    pub bystander: Record,
     /// What the switch saw.
     pub report: Report,
 }
@@ -253,11 +264,14 @@ impl<'a> Scene<'a> {
                 }));
             }
         }
+        let bystander = Bystander::start(lab)?;
+        targets.push(Bystander::target());
         let observer = lab.observe(events.clone())?;
         let prober = Prober::start(lab.client(), targets, events.clone())?;
         let scene = Self {
             lab,
             prober,
+            _bystander: bystander,
             observer,
             events,
             fail,
@@ -265,6 +279,7 @@ impl<'a> Scene<'a> {
             victim,
             affected,
             target,
+            healed: RefCell::new(None),
         };
         lab.wait("all probes to be answered", Duration::from_secs(30), || {
             scene.prober.all_good()
@@ -348,6 +363,7 @@ impl<'a> Scene<'a> {
     pub fn heal(&self, limit: Duration) -> Result<()> {
         let node = self.lab.node(self.victim);
         self.tell(format!("node {}: whole again", self.victim));
+        let (healed, before) = (Stamp::now(), self.owners()?);
         match self.fail {
             Fail::Links => node.restore_links(Links::All)?,
             Fail::Freeze => node.thaw(Freeze::Node)?,
@@ -367,25 +383,48 @@ impl<'a> Scene<'a> {
         })?;
         // A node that came back must stay silent for what it no longer holds.
         std::thread::sleep(Duration::from_secs(1));
+        // To even out what each hosts the leader may give it others than it had.
+        let after = self.owners()?;
+        let moved = before.iter().filter(|(address, owner)| {
+            !self.affected.contains(address) && after.get(address) != Some(owner)
+        });
+        let moved = moved.map(|(address, _)| *address).collect();
+        self.healed.replace(Some((healed, moved)));
         Ok(())
+    }
+
+    /// Who hosts what, as a node says that was not struck.
+    fn owners(&self) -> Result<BTreeMap<IpAddr, Option<u32>>> {
+        let hosts = self.lab.hosts();
+        let others = hosts.iter().filter(|n| n.pnn() != self.victim);
+        let asked = others.clone().find(|n| n.is_running());
+        asked.context("no other daemon runs")?.ip_owners()
     }
 
     /// Ends the watch.
     pub fn finish(self, fault: Stamp) -> Result<Aftermath> {
+        let mut records = self.prober.finish()?;
+        let bystander = records
+            .pop_if(|record| Bystander::is(record))
+            .context("nothing was seen of the bystander")?;
         Ok(Aftermath {
             fail: self.fail,
             role: self.role,
             victim: self.victim,
             fault,
             affected: self.affected,
-            records: self.prober.finish()?,
+            healed: self.healed.into_inner(),
+            records,
+            bystander,
             report: self.observer.finish()?,
         })
     }
 
     /// What the prober saw so far.
     pub fn records(&self) -> Vec<Record> {
-        self.prober.records()
+        let mut records = self.prober.records();
+        records.retain(|record| !Bystander::is(record));
+        records
     }
 }
 
@@ -412,23 +451,51 @@ impl Aftermath {
             .unwrap_or_default()
     }
 
-    /// The longest outage of an address that had nothing to do with it.
+    /// The longest outage of an address that had nothing to do with it, as far as it is not that
+    /// the machine was busy.
     pub fn disturbance(&self) -> Duration {
-        self.of(false)
-            .map(|r| r.longest_outage(self.fault))
+        self.others(|address, outage| !self.moved_back(address, outage))
+    }
+
+    /// The longest of an address that was moved when it was over: a move that is planned.
+    pub fn evened_out(&self) -> Duration {
+        self.others(|address, outage| self.moved_back(address, outage))
+    }
+
+    fn moved_back(&self, address: IpAddr, outage: &Outage) -> bool {
+        self.healed
+            .as_ref()
+            .is_some_and(|(at, moved)| outage.start >= *at && moved.contains(&address))
+    }
+
+    fn others(&self, count: impl Fn(IpAddr, &Outage) -> bool) -> Duration {
+        let outages = self.of(false).flat_map(|r| {
+            let found = disturbances(r, &self.bystander).into_iter();
+            found.map(move |outage| (r, outage))
+        });
+        outages
+            .filter(|(_, outage)| outage.end.is_none_or(|end| end > self.fault))
+            .filter(|(r, outage)| count(r.target.address.ip(), outage))
+            .map(|(r, outage)| outage.length(r.taken))
             .max()
             .unwrap_or_default()
     }
 
-    /// Per target the longest time in which new connections failed since the fault; `None` while
-    /// they do.
+    /// Per target the longest time in which new connections failed since the fault, or were slow
+    /// without that the machine was busy; `None` while they do.
     pub fn unserved(&self) -> BTreeMap<&str, Option<Duration>> {
         self.of(true)
             .map(|record| {
-                let outages = record.outages();
+                let outages = disturbances(record, &self.bystander);
                 let over = outages.last().is_none_or(|outage| outage.end.is_some());
-                let longest = over.then(|| record.longest_outage(self.fault));
-                (record.target.label.as_str(), longest)
+                let since = outages
+                    .iter()
+                    .filter(|outage| outage.end.is_none_or(|end| end > self.fault));
+                let longest = since.map(|outage| outage.length(record.taken)).max();
+                (
+                    record.target.label.as_str(),
+                    over.then(|| longest.unwrap_or_default()),
+                )
             })
             .collect()
     }

@@ -674,6 +674,8 @@ impl World {
                     let at = self.now + late;
                     self.wake_executor(node, at);
                 }
+                // The policy of these runs bans nobody; administrators do.
+                Effect::Ban { .. } => {}
                 Effect::Note(note) => self.say(|| format!("node {node}: note {}", note.text)),
             }
         }

@@ -419,3 +419,71 @@ fn a_failed_takeover_goes_elsewhere_or_is_tried_again() {
     let taken = of(&orders, 2).unwrap();
     assert_eq!(taken.addresses, [address(1), address(3)]);
 }
+
+fn fails(desk: &mut Desk, node: u32, order: u64) {
+    let state = HolderState {
+        term: Some(term(TERM)),
+        epoch: epoch(node, 2),
+        has_right: true,
+        last_order: Some((term(TERM), OrderSeq(order))),
+        holds: vec![address(node as u8 + 1)],
+        failed: vec![(address(1), "no lease on eth0".to_owned())],
+        ..HolderState::default()
+    };
+    // A STATE is repeated until the next order.
+    for _ in 0..3 {
+        desk.leader.state(desk.now, pnn(node), &state);
+    }
+}
+
+fn strict() -> Desk {
+    let mut desk = Desk::settled();
+    desk.situation.policy.bans = credits::Bans {
+        enabled: true,
+        period_s: 300,
+        grace: Duration::from_secs(120),
+    };
+    desk
+}
+
+#[test]
+fn who_fails_again_and_again_is_banned_if_others_can_do_its_work() {
+    let mut desk = strict();
+    for order in 1..=6 {
+        assert_eq!(desk.leader.convict(desk.now, &desk.situation), None);
+        fails(&mut desk, 1, 100 + order);
+        let credit = desk.leader.credits().of(pnn(1)).unwrap();
+        assert_eq!(u64::from(credit.count), order);
+    }
+    let (banned, credit) = desk.leader.convict(desk.now, &desk.situation).unwrap();
+    assert_eq!((banned, credit.count), (pnn(1), 6));
+    assert_eq!(credit.why, "takeover of 10.0.0.1 failed: no lease on eth0");
+    assert_eq!(desk.leader.convict(desk.now, &desk.situation), None);
+    assert_eq!(desk.leader.credits().of(pnn(1)), None);
+}
+
+#[test]
+fn credits_are_forgiven_and_nobody_is_banned_whose_work_nobody_else_can_do() {
+    let mut desk = strict();
+    for order in 1..=9 {
+        fails(&mut desk, 1, 100 + order);
+    }
+    // It alone could serve one of the addresses.
+    let mut alone = desk.situation.clone();
+    alone
+        .able
+        .insert(address(9), [pnn(1)].into_iter().collect());
+    assert_eq!(desk.leader.convict(desk.now, &alone), None);
+    // The others fail as well, or cannot be reached.
+    let mut cut = desk.situation.clone();
+    cut.linked = [pnn(1)].into_iter().collect();
+    assert_eq!(desk.leader.convict(desk.now, &cut), None);
+    // EnableBans = 0.
+    let mut mild = desk.situation.clone();
+    mild.policy.bans.enabled = false;
+    assert_eq!(desk.leader.convict(desk.now, &mild), None);
+    assert!(desk.leader.credits().of(pnn(1)).is_some());
+    desk.now = at(120_001);
+    assert_eq!(desk.leader.convict(desk.now, &desk.situation), None);
+    assert_eq!(desk.leader.credits().of(pnn(1)), None);
+}
