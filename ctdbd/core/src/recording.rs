@@ -322,10 +322,13 @@ impl Reader<'_> {
             return Ok(None);
         }
         let cut = RecordingError::Truncated { offset };
-        let Some((&[a, b, c, d, e, f, g, h], rest)) = rest.split_first_chunk() else {
+        let Some((length, rest)) = rest.split_first_chunk() else {
             return Err(cut);
         };
-        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        let Some((checksum, rest)) = rest.split_first_chunk() else {
+            return Err(cut);
+        };
+        let length = u32::from_le_bytes(*length) as usize;
         let corrupt = |what: String| RecordingError::Corrupt { offset, what };
         if length > MAX_ENTRY {
             return Err(corrupt(format!("an entry of {length} bytes")));
@@ -333,7 +336,7 @@ impl Reader<'_> {
         let Some(content) = rest.get(..length) else {
             return Err(cut);
         };
-        if crc32fast::hash(content) != u32::from_le_bytes([e, f, g, h]) {
+        if crc32fast::hash(content) != u32::from_le_bytes(*checksum) {
             return Err(corrupt("the checksum is another one".to_owned()));
         }
         self.offset += 8 + length;
