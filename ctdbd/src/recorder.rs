@@ -37,6 +37,7 @@ const PAUSE: Duration = Duration::from_millis(25);
 const LAST: Duration = Duration::from_secs(1);
 
 /// What the detector says, in fixed size.
+#[derive(Clone, Copy)]
 enum Item {
     Heard(BootTime, Heard),
     Act(Act),
@@ -375,7 +376,7 @@ mod tests {
             }
         }
         for _ in 0..100 {
-            *at = *at + Duration::from_millis(50);
+            *at += Duration::from_millis(50);
             for input in [Input::Progress, Input::Eligible(true), Input::Tick] {
                 tap.heard(*at, input);
                 machines.authority.handle(*at, input, &mut Tapped(tap));

@@ -104,7 +104,7 @@ mod tests {
             ran_since_boot: false,
             list: NodeSet(1),
         };
-        let at = |seconds| acted_under(BootTime::from_millis(seconds * 1000), &timing, &host);
+        let at = |seconds: u64| acted_under(BootTime::from_millis(seconds * 1000), &timing, &host);
         assert_eq!((at(100), at(200)), (None, Some(NodeSet(1))));
     }
 }

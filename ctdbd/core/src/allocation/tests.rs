@@ -381,6 +381,7 @@ fn policies() -> impl Strategy<Value = Policy> {
         },
         no_failback,
         no_takeover,
+        ..Policy::default()
     })
 }
 
@@ -454,7 +455,7 @@ proptest! {
         no_failback in any::<bool>(),
         forced in 0_u64..256,
     ) {
-        let policy = Policy { algorithm: Algorithm::LowCost, no_failback, no_takeover: false };
+        let policy = Policy { algorithm: Algorithm::LowCost, no_failback, ..Policy::default() };
         let plan = allocate(&Problem {
             nodes: 8,
             addresses: &states,

@@ -64,7 +64,7 @@ fn recording() -> (Vec<u8>, Vec<u8>) {
         write(out, &head(part as u64)).unwrap();
         write(out, &Entry::Begin(Box::new(machines.clone()))).unwrap();
         for turn in 0..40_u64 {
-            at = at + Duration::from_millis(100);
+            at += Duration::from_millis(100);
             let message = Message::Heartbeat {
                 sent_at: at.0,
                 epoch: 1,
