@@ -141,9 +141,8 @@ mod tests {
                 let start = Stamp(i * STEP);
                 let took = match c {
                     'o' => Some(1),
-                    's' => Some(40),
+                    's' | 'g' => Some(40),
                     'l' => Some(1001),
-                    'g' => Some(40),
                     'r' => Some(250),
                     _ => None,
                 };
