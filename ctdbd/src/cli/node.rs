@@ -262,9 +262,9 @@ NODE  ADDRESS    STATE                            RUN STATE  REASON
         });
         view.nodes = nodes;
         let wanted = "\
-NODE  CREDITS  BANNED AT  LAST       WHY
+NODE  CREDITS  BANNED AT  LAST         WHY
 0     0        4          -
-1     3        4          1.5 s ago  takeover of 10.1.1.1 failed: no lease on eth0
+1     3        4          1500 ms ago  takeover of 10.1.1.1 failed: no lease on eth0
 ";
         assert_eq!(credits(&view), wanted);
         assert!(node(&view.nodes[1]).ends_with("Ban credits     3 of 4\n"));
