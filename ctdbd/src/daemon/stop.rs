@@ -71,7 +71,7 @@ impl Stopping {
             return now.since(since) >= settings.shutdown_extra_timeout;
         }
         let late = now.since(self.begun) >= settings.shutdown_failover_timeout;
-        if late && holds > 0 {
+        if late {
             tracing::warn!(
                 holds,
                 "nobody has taken the remaining addresses in time; stopping without"
