@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ctdb_ebpf::deadman::{Deadman, GuardPeer, Verdict, Watcher};
+use ctdb_ebpf::deadman::{DATABASES, Deadman, GuardPeer, Verdict, Watcher};
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
 
@@ -63,6 +63,8 @@ struct Death {
 const REPEATS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// After this the peers have waited for the end of the right themselves.
+const LATEST: Duration = Duration::from_secs(5);
 /// How often it looks whether the databases of a dead daemon are closed.
 const WAIT: Duration = Duration::from_millis(1);
 
@@ -156,7 +158,7 @@ fn guard(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     watcher.end_right();
     death.happened.store(true, Ordering::Release);
     freezer.thread().unpark();
-    let until = Instant::now() + margin.max(arguments.settle);
+    let until = Instant::now() + LATEST;
     // Only now: whoever gets the lock next must not meet a right of this node.
     if let Some((pid, _)) = watcher.helper() {
         end_helper(pid);
@@ -165,7 +167,8 @@ fn guard(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     std::thread::sleep(arguments.settle);
     // DATA-5: and after no process can change a record any more. Else the peers wait for the end of the
     // right.
-    while !death.closed.load(Ordering::Acquire) {
+    let databases = (0..DATABASES).any(|index| watcher.version(index).is_some());
+    while databases && !death.closed.load(Ordering::Acquire) {
         if Instant::now() > until {
             return Ok(());
         }
