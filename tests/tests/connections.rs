@@ -44,6 +44,16 @@ fn both_kinds(addresses: &[IpAddr]) -> Vec<Wanted> {
         .collect()
 }
 
+/// A command that goes on until it is dropped.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The connections that a node knows: (client, server, node).
 fn known(node: &Node) -> Vec<(SocketAddr, SocketAddr, Option<u32>)> {
     let list = node.connections().unwrap().into_iter();
@@ -255,6 +265,18 @@ fn registered_connections_are_replicated_and_taken_out() {
     let ip = lab.public_addresses()[0];
     let server = format!("{ip}:445");
     let client = "192.0.2.9:50000";
+    let seen = lab.dir().join("watch.txt");
+    let script = format!("exec \"$0\" \"$@\" > {}", seen.display());
+    let mut command = lab
+        .node(1)
+        .ctdb_in_shell(&script, &["conntrack", "watch"])
+        .unwrap();
+    let mut watch = Running(lab.node(1).netns().spawn(&mut command).unwrap());
+    let watched = |what: &str| {
+        let line = format!("{what} {client} -> {server} node ");
+        let text = std::fs::read_to_string(&seen).unwrap_or_default();
+        text.lines().any(|other| other.starts_with(&line))
+    };
     lab.node(0)
         .ctdb(&["addtickle", client, &server])
         .unwrap()
@@ -269,6 +291,8 @@ fn registered_connections_are_replicated_and_taken_out() {
     };
     let row = format!("|192.0.2.9|50000|{ip}|445|\n");
     wait_until("another node to know it", LONG, || shown(2).contains(&row)).unwrap();
+    wait_until("watch to show it", LONG, || watched("opened")).unwrap();
+    assert!(!watched("closed"));
     lab.node(0)
         .ctdb(&["deltickle", client, &server])
         .unwrap()
@@ -278,6 +302,9 @@ fn registered_connections_are_replicated_and_taken_out() {
         !shown(2).contains(&row)
     })
     .unwrap();
+    wait_until("watch to show its end", LONG, || watched("closed")).unwrap();
+    assert_eq!(watch.0.try_wait().unwrap(), None, "watch goes on");
+    drop(watch);
     let refused = lab
         .node(0)
         .ctdb(&["addtickle", client, "192.0.2.1:445"])
