@@ -1,7 +1,8 @@
 //! Public addresses put on interfaces and taken off them.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
@@ -19,6 +20,9 @@ use crate::{Error, IfIndex};
 const IFLA_INET_CONF: u16 = 1;
 /// `IPV4_DEVCONF_PROMOTE_SECONDARIES`.
 const PROMOTE_SECONDARIES: u16 = 20;
+
+/// Between two looks whether addresses are there.
+const SETTLE_PAUSE: Duration = Duration::from_micros(100);
 
 /// Adds and removes addresses in one network namespace, many per call. One per thread.
 #[derive(Debug)]
@@ -50,6 +54,61 @@ impl Addresses {
         results("add address", batch, verdicts, |refusal| {
             refusal.errno == libc::EEXIST
         })
+    }
+
+    /// Waits until the kernel takes in packets for the addresses that [`Self::add`] has put there,
+    /// at most `limit`; true if it does. An IPv6 address gets its local route from a work queue of
+    /// the kernel some time after the request was acknowledged, duplicate address detection or
+    /// not, milliseconds on a busy machine; what comes before is dropped.
+    pub fn settle(&mut self, batch: &[(IfIndex, IpNet)], limit: Duration) -> Result<bool, Error> {
+        let end = Instant::now() + limit;
+        let mut left: Vec<Ipv6Addr> = batch
+            .iter()
+            .filter_map(|(_, net)| match net.addr() {
+                IpAddr::V6(address) => Some(address),
+                IpAddr::V4(_) => None,
+            })
+            .collect();
+        loop {
+            // The last one of many is most likely the last to be there.
+            while let Some(address) = left.last() {
+                if !self.is_local(*address)? {
+                    break;
+                }
+                left.pop();
+            }
+            if left.is_empty() {
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            std::thread::sleep(SETTLE_PAUSE);
+        }
+    }
+
+    /// Whether the route to `address` ends here.
+    fn is_local(&mut self, address: Ipv6Addr) -> Result<bool, Error> {
+        // `struct rtmsg`: family and prefix length; then RTA_DST.
+        let mut body = [0; 12].to_vec();
+        body[0] = libc::AF_INET6 as u8;
+        body[1] = 128;
+        body.extend(20_u16.to_ne_bytes());
+        body.extend(libc::RTA_DST.to_ne_bytes());
+        body.extend(address.octets());
+        let error = |source| Error::kernel(format!("look up the route to {address}"), source);
+        let seq = self
+            .netlink
+            .send_request(libc::RTM_GETROUTE, &body)
+            .map_err(error)?;
+        let answer = self
+            .netlink
+            .answer(seq, |route| route.body.get(7) == Some(&libc::RTN_LOCAL));
+        match answer {
+            // No route at all.
+            Err(refusal) if refusal.raw_os_error() == Some(libc::ENETUNREACH) => Ok(false),
+            answer => answer.map_err(error),
+        }
     }
 
     /// Takes each address off its interface; one that is not there, or whose interface is gone,

@@ -268,7 +268,20 @@ impl Netlink {
         self.send_raw(kind, NLM_F_REQUEST | NLM_F_DUMP, body)
     }
 
-    /// Asks one question with such a message; [`Self::drain`] reads the answer.
+    /// Reads the one message that answers question `seq`, or the refusal.
+    pub(crate) fn answer<T>(&mut self, seq: u32, read: impl Fn(Raw<'_>) -> T) -> io::Result<T> {
+        loop {
+            self.receive(0)?;
+            if let Some(message) = split(&self.buffer).find(|m| m.seq == seq) {
+                return match message.verdict() {
+                    Some(Err(refusal)) => Err(refusal.io()),
+                    _ => Ok(read(message)),
+                };
+            }
+        }
+    }
+
+    /// Asks one question with such a message; [`Self::answer`] or [`Self::drain`] reads the answer.
     pub(crate) fn send_request(&mut self, kind: u16, body: &[u8]) -> io::Result<u32> {
         self.send_raw(kind, NLM_F_REQUEST, body)
     }

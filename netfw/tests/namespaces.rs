@@ -296,6 +296,27 @@ fn a_thousand_addresses_in_one_batch() {
 }
 
 #[test]
+fn packets_for_settled_addresses_are_taken_in() {
+    let pair = Pair::new();
+    let index = index_of(&pair.server, "srv0");
+    let batch: Vec<(u32, IpNet)> = (0..200)
+        .map(|n| (index, net(&format!("fd00:77::{n:x}/64"))))
+        .collect();
+    let mut addresses = pair.server.run(Addresses::open).unwrap();
+    let long = Duration::from_secs(20);
+    assert!(!addresses.settle(&batch, Duration::ZERO).unwrap());
+    all_ok(addresses.add(&batch));
+    assert!(addresses.settle(&batch, long).unwrap());
+    let routes = pair.server.ip("-6 route show table local");
+    for (_, net) in &batch {
+        let wanted = format!("local {} dev", net.addr());
+        assert!(routes.contains(&wanted), "{wanted} in {routes}");
+    }
+    all_ok(addresses.remove(&batch));
+    assert!(!addresses.settle(&batch, Duration::ZERO).unwrap());
+}
+
+#[test]
 fn secondaries_survive_their_primary() {
     let pair = Pair::new();
     let index = index_of(&pair.server, "srv0");

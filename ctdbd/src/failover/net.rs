@@ -18,6 +18,8 @@ use super::{FailoverError, Placed, Setup};
 
 /// The end of an opening that the kernel refused is tried again after this.
 const OPENING_RETRY: Duration = Duration::from_secs(1);
+/// Longest wait for the routes of IPv6 addresses that were taken; IPv4's are there at once.
+const SETTLE_LIMIT: Duration = Duration::from_millis(100);
 
 /// A public address on an interface of this host.
 #[derive(Clone, Debug)]
@@ -415,6 +417,19 @@ impl Net {
             );
             results.push((address, Ok(())));
         }
+        // Clients that are told before the kernel takes their packets in are told in vain.
+        let there: Vec<(u32, IpNet)> = announce
+            .iter()
+            .map(|(ifindex, address)| (*ifindex, IpNet::from(*address)))
+            .collect();
+        match self.addresses.settle(&there, SETTLE_LIMIT) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("IPv6 addresses wait for their routes"),
+            Err(error) => {
+                tracing::warn!(%error, "announced without knowing whether routes are there")
+            }
+        }
+        watch.lap("routes");
         self.announce_now(&announce);
         watch.lap("announce");
         (results, watch.phases)
