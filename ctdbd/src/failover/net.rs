@@ -426,7 +426,7 @@ impl Net {
             Ok(true) => {}
             Ok(false) => tracing::warn!("IPv6 addresses wait for their routes"),
             Err(error) => {
-                tracing::warn!(%error, "announced without knowing whether routes are there")
+                tracing::warn!(%error, "announced without knowing whether routes are there");
             }
         }
         watch.lap("routes");
