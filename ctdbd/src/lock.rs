@@ -281,17 +281,18 @@ impl Task {
                 },
                 _ = looks.tick() => {
                     let now = boot_now();
-                    if proofs.rechecks {
-                        let age = now.since(proofs.newest);
-                        locked(&self.view).proved_ms = Some(age.as_millis() as u64);
-                        if age > validity {
-                            return "no recheck has succeeded for as long as a proof counts";
-                        }
-                    } else if runs(child.pid()) {
-                        // It knows only CTDB's protocol: that it lives is all the proof there is.
+                    if !proofs.rechecks && runs(child.pid()) {
+                        // It knows only CTDB's protocol, or has not come to its first recheck:
+                        // that it lives is all the proof there is.
+                        proofs.newest = now;
                         if self.events.send(LockNews::Proved { tenure, at: now }).await.is_err() {
                             return "the daemon ends";
                         }
+                    }
+                    let age = now.since(proofs.newest);
+                    locked(&self.view).proved_ms = Some(age.as_millis() as u64);
+                    if age > validity {
+                        return "nothing has proved it for as long as a proof counts";
                     }
                 }
                 () = Self::unwanted(&mut self.wished) => return "it is not wanted any more",

@@ -223,7 +223,12 @@ async fn helpers_of_others_work_unmodified() {
     }
     kill_process(holder.pid(), Signal::KILL).unwrap();
     holder.lost().await;
-    assert!(holder.held().await > tenure);
+    let next = holder.held().await;
+    assert!(next > tenure);
+    // One that stands still from the start on has no recheck to miss.
+    kill_process(holder.pid(), Signal::STOP).unwrap();
+    holder.lost().await;
+    assert!(holder.held().await > next);
     holder.end().await;
     for (text, state) in [
         ("printf 1; sleep 1000", "held by another node"),
