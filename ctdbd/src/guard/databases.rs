@@ -53,6 +53,8 @@ const PASS: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 struct Watched {
     version: u32,
+    /// Number of the file.
+    inode: u64,
     /// `None`: the file cannot be used.
     freezer: Option<Freezer>,
     /// The slot of the right that had ended when it was closed.
@@ -117,6 +119,7 @@ impl Databases {
         for (index, place) in self.watched.iter_mut().enumerate() {
             let Some(Watched {
                 freezer: Some(freezer),
+                inode,
                 ..
             }) = place
             else {
@@ -133,7 +136,8 @@ impl Databases {
                             *place = None;
                             continue;
                         }
-                        in_the_way(watcher, index, pid, late);
+                        let end = late && has_it(freezer, pid, *inode);
+                        in_the_way(watcher, index, pid, end);
                     }
                     done = false;
                 }
@@ -229,6 +233,7 @@ impl Databases {
                 }
                 *place = Some(Watched {
                     version: database.version,
+                    inode: database.inode,
                     freezer,
                     slot: 0,
                 });
@@ -245,6 +250,7 @@ impl Databases {
                 version,
                 freezer: Some(freezer),
                 slot: closed_in,
+                ..
             }) = place
             else {
                 continue;
@@ -290,6 +296,7 @@ impl Databases {
         let watcher = &*self.watcher;
         let Some(Watched {
             version,
+            inode,
             freezer: Some(freezer),
             slot,
         }) = &mut self.watched[index]
@@ -326,7 +333,9 @@ impl Databases {
             Ok(Pass::Closed) => true,
             Ok(Pass::Open(Holder::Thread(thread))) if !is_daemon(thread) => {
                 if named {
-                    in_the_way(watcher, index, group_of(thread).unwrap_or(thread), late);
+                    let pid = group_of(thread).unwrap_or(thread);
+                    let end = late && has_it(freezer, pid, *inode);
+                    in_the_way(watcher, index, pid, end);
                 }
                 false
             }
@@ -355,6 +364,43 @@ fn in_the_way(watcher: &Watcher, index: usize, pid: u32, end: bool) {
         // ESRCH: it has just gone.
         let _ = kill_process(process, Signal::KILL);
     }
+}
+
+/// Whether a process that is said to have a lock of the file can have it. For a lock of bytes the
+/// kernel says it. For a mutex a word in the file does, and a number there that outlived its process
+/// may be anybody's by now, who is not to be ended for it.
+fn has_it(freezer: &Freezer, pid: u32, inode: u64) -> bool {
+    !freezer.has_mutexes() || has_mapped(pid, inode)
+}
+
+/// Whether a process has the file with this number mapped (`/proc/PID/maps`). Allocates nothing.
+fn has_mapped(pid: u32, inode: u64) -> bool {
+    /// Of the file's number in a line, by spaces before it.
+    const FIELD: usize = 4;
+    let mut path = ArrayString::<32>::new();
+    if write!(path, "/proc/{pid}/maps").is_err() {
+        return false;
+    }
+    let Ok(mut file) = std::fs::File::open(path.as_str()) else {
+        return false;
+    };
+    let mut buffer = [0; 4096];
+    let (mut field, mut number) = (0, 0_u64);
+    while let Ok(length @ 1..) = file.read(&mut buffer) {
+        for byte in &buffer[..length] {
+            match byte {
+                b' ' | b'\n' if field == FIELD && number == inode => return true,
+                b'\n' => (field, number) = (0, 0),
+                b' ' => field += 1,
+                digit if field == FIELD => {
+                    let digit = u64::from(digit.wrapping_sub(b'0'));
+                    number = number.wrapping_mul(10).wrapping_add(digit);
+                }
+                _ => {}
+            }
+        }
+    }
+    false
 }
 
 /// Whether a process runs the same program as this one.

@@ -310,6 +310,24 @@ fn who_keeps_a_record_locked_is_named_then_ended() {
     });
 }
 
+#[test]
+fn only_who_has_the_file_is_ended_for_it() {
+    let node = Node::new(true);
+    let mut client = node.client();
+    // It has opened the file when it answers.
+    assert_eq!(client.ask("try k"), "locked");
+    let inode = node.tdb.path().metadata().unwrap().ino();
+    assert!(has_mapped(client.child.id(), inode));
+    assert!(has_mapped(std::process::id(), inode));
+    assert!(!has_mapped(client.child.id(), u64::MAX));
+    let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
+    let has = has_mapped(stranger.id(), inode);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert!(!has);
+    assert!(!has_mapped(u32::MAX, inode), "there is no such process");
+}
+
 fn libc_sigkill() -> i32 {
     Signal::KILL.as_raw()
 }
