@@ -417,8 +417,12 @@ impl Net {
             );
             results.push((address, Ok(())));
         }
+        let (v6, v4): (Vec<_>, Vec<_>) = announce
+            .into_iter()
+            .partition(|(_, address): &(u32, IpAddr)| address.is_ipv6());
+        self.announce_now(&v4);
         // Clients that are told before the kernel takes their packets in are told in vain.
-        let there: Vec<(u32, IpNet)> = announce
+        let there: Vec<(u32, IpNet)> = v6
             .iter()
             .map(|(ifindex, address)| (*ifindex, IpNet::from(*address)))
             .collect();
@@ -430,7 +434,7 @@ impl Net {
             }
         }
         watch.lap("routes");
-        self.announce_now(&announce);
+        self.announce_now(&v6);
         watch.lap("announce");
         (results, watch.phases)
     }
