@@ -188,6 +188,7 @@ pub fn run(options: Options) -> Result<ExitCode, DaemonError> {
         let main_loop = tokio::spawn(daemon.main_loop());
         match main_loop.await {
             Ok(ended) => ended,
+            // It panicked: nobody aborts it, and the runtime lives until it has ended.
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     });

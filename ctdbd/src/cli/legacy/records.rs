@@ -213,6 +213,22 @@ pub(super) fn read_key(tool: &mut Tool, args: &[String]) -> Result {
 }
 
 pub(super) fn write_key(tool: &mut Tool, args: &[String]) -> Result {
+    with_value(tool, args, Session::store, |name, _| {
+        format!("Failed to lock record for key {name}")
+    })
+}
+
+/// Gives a record of a database, by its key, a value.
+type Change = fn(&mut Session, &mut Database, &[u8], &[u8]) -> std::result::Result<(), Error>;
+
+/// A key and a value for a record of a volatile database; `failed` makes the words for a failure of
+/// the database's name and the key.
+fn with_value(
+    tool: &mut Tool,
+    args: &[String],
+    change: Change,
+    failed: fn(&str, &str) -> String,
+) -> Result {
     let [word, key_word, value] = args else {
         return Err(End::Usage);
     };
@@ -221,10 +237,8 @@ pub(super) fn write_key(tool: &mut Tool, args: &[String]) -> Result {
     let (key, value) = (bytes(key_word, "key")?, bytes(value, "value")?);
     let mut db = attached(tool, &mut session, &found)?;
     let name = db.name.clone();
-    session.store(&mut db, &key, &value).map_err(|error| {
-        let what = format!("Failed to lock record for key {name}");
-        lock_failed(tool, &name, error, &what)
-    })?;
+    change(&mut session, &mut db, &key, &value)
+        .map_err(|error| lock_failed(tool, &name, error, &failed(&name, key_word)))?;
     Ok(0)
 }
 
@@ -246,19 +260,9 @@ pub(super) fn delete_key(tool: &mut Tool, args: &[String]) -> Result {
 
 /// CTDB's later releases have it: the record is written, and a copy goes to all nodes.
 pub(super) fn push_record(tool: &mut Tool, args: &[String]) -> Result {
-    let [word, key_word, value] = args else {
-        return Err(End::Usage);
-    };
-    let (mut session, found) = find(tool, word)?;
-    volatile(word, &found)?;
-    let (key, value) = (bytes(key_word, "key")?, bytes(value, "value")?);
-    let mut db = attached(tool, &mut session, &found)?;
-    let name = db.name.clone();
-    session.push(&mut db, &key, &value).map_err(|error| {
-        let what = format!("Failed to push record for key {key_word}");
-        lock_failed(tool, &name, error, &what)
-    })?;
-    Ok(0)
+    with_value(tool, args, Session::push, |_, key| {
+        format!("Failed to push record for key {key}")
+    })
 }
 
 pub(super) fn fetch(tool: &mut Tool, args: &[String]) -> Result {
