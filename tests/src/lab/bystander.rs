@@ -4,11 +4,6 @@
 //!
 //! Only slowness is excused by that. An attempt that failed, or whose request was lost so that the
 //! client had to send it again (Linux: after a second), counts whatever the machine did.
-//!
-//! What a daemon can do to an address shows in connect(), which kernels answer, or in a segment that
-//! is lost and sent again, after 200 ms at least. A service that is connected to at once and greets
-//! somewhat later waited for a processor: on a machine with a load of 7 that made "outages" of
-//! 580 ms of addresses whose slowest connect() took 10 ms.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
@@ -21,8 +16,6 @@ use super::{Lab, Service, Stamp, helper_binary};
 
 /// What takes longer was lost on its way at least once.
 const LOST: Duration = Duration::from_millis(500);
-/// The least time after which TCP sends a segment of an established connection again.
-const AGAIN: Duration = Duration::from_millis(200);
 
 /// The service, while it runs.
 pub struct Bystander {
@@ -70,7 +63,6 @@ pub fn disturbances(record: &Record, bystander: &Record) -> Vec<Outage> {
     let counted: Vec<Attempt> = record
         .attempts
         .iter()
-        .map(|attempt| greeted(attempt, slow))
         .filter(|attempt| {
             let end = match attempt.done {
                 Some(done) if done.since(attempt.start) < LOST => done,
@@ -79,21 +71,9 @@ pub fn disturbances(record: &Record, bystander: &Record) -> Vec<Outage> {
             };
             end.since(attempt.start) <= slow || !overlaps(&busy, attempt.start, end)
         })
+        .cloned()
         .collect();
     outages(&counted, slow, record.taken)
-}
-
-/// The attempt as the kernels saw it: a greeting that is late by less than a retransmission is the
-/// service's.
-fn greeted(attempt: &Attempt, slow: Duration) -> Attempt {
-    let mut seen = attempt.clone();
-    if let (Some(connected), Some(done)) = (attempt.connected, attempt.done)
-        && connected.since(attempt.start) <= slow
-        && done.since(connected) < AGAIN
-    {
-        seen.done = Some(connected);
-    }
-    seen
 }
 
 /// When the machine was busy, in order, apart from each other: an attempt at the bystander was
@@ -133,7 +113,7 @@ mod tests {
     const STEP: u64 = 5_000_000;
 
     /// One attempt every 5 ms: `o` good, `s` connected after 40 ms, `l` after a second, `x` failed,
-    /// `-` not begun; connected at once and greeted after 40 ms (`g`) or 250 ms (`r`).
+    /// `-` not begun.
     fn record(pattern: &str) -> Record {
         let attempts = pattern.chars().zip(0_u64..).filter(|(c, _)| *c != '-');
         let attempts = attempts
@@ -141,16 +121,14 @@ mod tests {
                 let start = Stamp(i * STEP);
                 let took = match c {
                     'o' => Some(1),
-                    's' | 'g' => Some(40),
+                    's' => Some(40),
                     'l' => Some(1001),
-                    'r' => Some(250),
                     _ => None,
                 };
                 let done = took.map(|ms| start.after(Duration::from_millis(ms)));
-                let at_once = Some(start.after(Duration::from_millis(1)));
                 Attempt {
                     start,
-                    connected: if "gr".contains(c) { at_once } else { done },
+                    connected: done,
                     done,
                     error: (c == 'x').then(|| "ECONNRESET".into()),
                     node: None,
@@ -183,12 +161,6 @@ mod tests {
         assert_eq!(bad("ooossssooo", "oooooooooo"), [4]);
         let apart = format!("s{}ss", "o".repeat(30));
         assert_eq!(bad(&apart, &format!("s{}", "o".repeat(32))), [2]);
-    }
-
-    #[test]
-    fn a_late_greeting_is_the_services_unless_something_was_sent_again() {
-        assert_eq!(bad("ooggggoo", "oooooooo"), [0_usize; 0]);
-        assert_eq!(bad("oorrrroo", "oooooooo"), [4]);
     }
 
     #[test]
