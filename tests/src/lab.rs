@@ -38,6 +38,7 @@ pub mod services;
 pub mod sessions;
 pub mod stage;
 pub mod timeline;
+pub mod torture;
 pub mod usage;
 mod wires;
 

@@ -122,7 +122,14 @@ fn files(lab: &Lab, of: &BTreeMap<u32, IpAddr>) {
 /// Conflicts between two sessions through two nodes.
 fn conflicts(lab: &Lab, of: &BTreeMap<u32, IpAddr>) {
     for (first, second) in [(0, 1), (1, 2), (2, 0)] {
-        for check in ["content", "share-modes", "ranges", "oplock", "notify"] {
+        for check in [
+            "content",
+            "share-modes",
+            "ranges",
+            "oplock",
+            "lease",
+            "notify",
+        ] {
             let (a, b) = (of[&first].to_string(), of[&second].to_string());
             let mut command = lab.smb_client(check, &a, &b).unwrap();
             let out = lab.client().output(&mut command).unwrap();
@@ -170,6 +177,10 @@ fn status(lab: &Lab, of: &BTreeMap<u32, IpAddr>) {
             let listed = text.lines().any(|line| format!(" {line}").contains(what));
             assert!(listed, "node {node}: no {what} in\n{text}");
         }
+        // The range that is locked through node 0.
+        let ranges = tool(lab, node, &["smbstatus", "--byterange"]);
+        let listed = ranges.lines().any(|line| line.contains(" hold-"));
+        assert!(listed, "node {node}: no range of hold- in\n{ranges}");
     }
     held.check("without a fault");
 }

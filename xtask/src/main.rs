@@ -54,6 +54,10 @@ enum Command {
     Fuzz(Rest),
     /// Repeat fuzzing, differential tests, simulation and namespace tests for a long time
     Soak(soak::Options),
+    /// Run smbtorture on Debian's Samba over Debian's ctdbd and over ours, and write down what both say
+    ///
+    /// The file is `tests/smbtorture.results`; words choose tests by the beginnings of their names.
+    Smbtorture(Rest),
     /// Open a shell in a running namespace cluster
     Lab(Rest),
     /// Build the kernel programs' object that is checked in
@@ -105,6 +109,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo(rest) => {
             setup::require(&Need::ALL)?;
             cargo::exec_built("demo", &rest.words, cargo::Profile::Dev)
+        }
+        Command::Smbtorture(rest) => {
+            setup::require(&Need::ALL)?;
+            cargo::exec_built("smbtorture", &rest.words, cargo::Profile::Dev)
         }
         Command::Lab(rest) => {
             setup::require(&Need::ALL)?;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Debian packages that the build, the tests and the benchmarks use.
-const PACKAGES: [&str; 27] = [
+const PACKAGES: [&str; 28] = [
     "bpftool",
     "ctdb",
     // The lock in etcd is tested against the real server.
@@ -36,6 +36,8 @@ const PACKAGES: [&str; 27] = [
     // libtdb, as the other side of the engine's tests.
     "python3-tdb",
     "samba",
+    // smbtorture.
+    "samba-testsuite",
     // Every script of ours is kept clean by these two.
     "shellcheck",
     "shfmt",

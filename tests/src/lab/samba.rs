@@ -17,6 +17,8 @@ pub const PASSWORD: &str = "secret";
 const PYTHON: &str = "/usr/bin/python3";
 /// Two SMB sessions at once; its checks are named in it.
 const CLIENT: &str = include_str!("smb_client.py");
+/// Many sessions that are busy.
+const LOAD: &str = include_str!("smb_load.py");
 
 /// What to install.
 pub(super) fn lacks() -> Option<&'static str> {
@@ -120,6 +122,7 @@ impl Node {
              idmap config * : backend = tdb\n\
              idmap config * : range = 100000-200000\n\
              smb ports = 445\n\
+             server min protocol = NT1\n\
              disable spoolss = yes\n\
              load printers = no\n\
              printcap name = /dev/null\n\
@@ -150,5 +153,32 @@ impl Lab {
         let mut command = Command::new(PYTHON);
         command.arg(path).args([check, first, second]);
         Ok(command)
+    }
+
+    /// Many sessions in the client's namespace that work until their standard input ends; what they
+    /// print is said in the program's head.
+    pub fn smb_load(&self, sessions: usize, addresses: &[String]) -> Result<Command> {
+        let path = self.dir().join("smb_load.py");
+        fs::write(&path, LOAD)?;
+        let mut command = Command::new(PYTHON);
+        command.arg(path).arg(sessions.to_string()).args(addresses);
+        Ok(command)
+    }
+
+    /// Lines of the nodes' logs that tell of a process that panicked.
+    pub fn samba_panics(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for node in self.nodes() {
+            for dir in [node.root().join("log"), node.samba_dir().join("log")] {
+                for log in fs::read_dir(dir).into_iter().flatten().flatten() {
+                    let text = fs::read(log.path()).unwrap_or_default();
+                    let text = String::from_utf8_lossy(&text);
+                    let bad = ["PANIC", "INTERNAL ERROR", "panicked at"];
+                    let lines = text.lines().filter(|l| bad.iter().any(|b| l.contains(b)));
+                    found.extend(lines.map(|l| format!("{}: {l}", log.path().display())));
+                }
+            }
+        }
+        found
     }
 }

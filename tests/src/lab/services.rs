@@ -152,6 +152,17 @@ impl Node {
         Ok(())
     }
 
+    /// How many of a service's main processes run.
+    pub fn service_processes(&self, service: Service) -> usize {
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        services
+            .iter_mut()
+            .filter(|(s, _)| *s == service)
+            .filter_map(|(_, child)| child.try_wait().ok())
+            .filter(Option::is_none)
+            .count()
+    }
+
     fn sshd(&self) -> Result<Command> {
         let dir = self.root().with_file_name("ssh");
         fs::create_dir_all(&dir)?;

@@ -1,9 +1,11 @@
 """Two SMB sessions through two addresses: file content, share modes, byte ranges, change notify,
-oplocks.
+oplocks, leases.
 
 usage: smb_client.py CHECK ADDRESS ADDRESS; prints `ok`, or what was wrong, and exits 0 or 1.
 Runs against any server with share `share` and user root, password secret.
 """
+import os
+import struct
 import sys
 import threading
 import time
@@ -178,9 +180,54 @@ def oplock(a, b, name):
     expect("open after it", opened, ["done"])
 
 
+class LeaseRequest:
+    """Create context `RqLs` ([MS-SMB2] 2.2.13.2.8)."""
+
+    def __init__(self, key, state):
+        self.data = struct.pack("<LHHHHL4s4x16sLLQ", 0, 16, 4, 0, 24, 32, b"RqLs", key, state, 0, 0)
+
+    def getData(self):
+        return self.data
+
+
+def lease(a, b, name):
+    """A lease to read, write and keep open that the first has: the second's open takes the writing and
+    waits for the first's answer, its write takes the rest."""
+    read, keep, write = (
+        s.SMB2_LEASE_READ_CACHING, s.SMB2_LEASE_HANDLE_CACHING, s.SMB2_LEASE_WRITE_CACHING)
+    key = os.urandom(16)
+    smb = a.conn.getSMBServer()
+    smb.create(
+        a.tree, name, ACCESS, SHARE_ALL, 0, s.FILE_OPEN_IF, 0,
+        oplockLevel=s.SMB2_OPLOCK_LEVEL_LEASE,
+        createContexts=[LeaseRequest(key, read | keep | write)])
+
+    def told():
+        packet = smb.recvSMB(0xFFFFFFFFFFFFFFFF)
+        expect("command", packet["Command"], s.SMB2_OPLOCK_BREAK)
+        # As in `oplock`.
+        smb._Connection["SequenceWindow"] += 1
+        size, _, flags, of, now, new = struct.unpack_from("<HHL16sLL", packet["Data"])
+        expect("size and key", (size, of), (44, key))
+        return now, new, flags
+
+    handles, opened = [], []
+    other = threading.Thread(
+        target=lambda: opened.append(status(lambda: handles.append(b.open(name)))), daemon=True)
+    other.start()
+    expect("break by an open", told(), (read | keep | write, read | keep, 1))
+    expect("open before the answer", opened, [])
+    a.receive(a.send(s.SMB2_OPLOCK_BREAK, struct.pack("<HHL16sLQ", 36, 0, 0, key, read | keep, 0)))
+    other.join(30)
+    expect("open after it", opened, ["done"])
+    b.write(handles[0], b"new")
+    now, new, _ = told()
+    expect("break by a write", (now, new), (read | keep, 0))
+
+
 CHECKS = {
     "content": content, "share-modes": share_modes, "ranges": ranges, "hold": hold,
-    "notify": notify, "oplock": oplock,
+    "notify": notify, "oplock": oplock, "lease": lease,
 }
 
 
