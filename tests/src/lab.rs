@@ -36,6 +36,7 @@ pub mod samba;
 pub mod scenario;
 pub mod services;
 pub mod sessions;
+pub mod smb;
 pub mod stage;
 pub mod timeline;
 pub mod torture;
@@ -408,6 +409,31 @@ impl Lab {
     /// Starts the daemons of all nodes, without waiting for anything.
     pub fn start_daemons(&self) -> Result<()> {
         self.nodes.iter().try_for_each(Node::start_daemon)
+    }
+
+    /// The nodes' daemons are of `flavor` from now on, in the places of the package, with the
+    /// configuration and the files that the other's leave; no daemon may run. The one extra step,
+    /// the cluster key, is made if there is none.
+    pub fn migrate(&mut self, flavor: Flavor) -> Result<()> {
+        let running = self.nodes.iter().find(|node| node.is_running());
+        if let Some(node) = running {
+            anyhow::bail!("the daemon of node {} still runs", node.pnn());
+        }
+        let mut settings = (*self.settings).clone();
+        settings.flavor = flavor;
+        settings.packaged = (flavor == Flavor::Ours).then(Vec::new);
+        self.settings = Arc::new(settings);
+        for node in &mut self.nodes {
+            node.change_settings(&self.settings);
+        }
+        let key = self.node(0).etc().join("cluster.key");
+        if flavor == Flavor::Ours && !key.exists() {
+            self.node(0).ctdb(&["config", "keygen"])?.success()?;
+            for node in &self.nodes[1..] {
+                fs::copy(&key, node.etc().join("cluster.key"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Last lines of every log of every node, for a test that failed.

@@ -8,41 +8,9 @@ use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use ctdb_tests::lab::{Flavor, Lab, Service, lacks, reference};
+use ctdb_tests::lab::{Flavor, Lab, Service, lacks};
 
 const LONG: Duration = Duration::from_secs(60);
-
-fn cluster(flavor: Flavor) -> Lab {
-    if let Some(reason) = lacks() {
-        panic!("this test cannot run here: {reason}");
-    }
-    let missing = Service::ClusteredSmb.lacks();
-    if let Some(package) = missing.or_else(reference::lacks) {
-        panic!("this test cannot run here: {package} is missing");
-    }
-    let lab = Lab::builder().flavor(flavor).ipv6(false).build().unwrap();
-    lab.bring_up(&[], LONG).unwrap();
-    lab.start_service(Service::ClusteredSmb).unwrap();
-    lab.node(0).samba_account().unwrap();
-    lab
-}
-
-/// One address of each node, when each has one.
-fn addresses(lab: &Lab) -> BTreeMap<u32, IpAddr> {
-    let mut of = BTreeMap::new();
-    lab.wait("an address on every node", LONG, || {
-        of = lab.node(0).ip_owners().map_or_else(
-            |_| BTreeMap::new(),
-            |owners| {
-                let served = owners.into_iter().filter_map(|(a, o)| Some((o?, a)));
-                served.collect()
-            },
-        );
-        of.len() == 3
-    })
-    .unwrap();
-    of
-}
 
 /// smbclient's commands through an address; tried again, since Samba may be starting.
 fn smbclient(lab: &Lab, address: IpAddr, share: &str, commands: &str) -> String {
@@ -197,7 +165,7 @@ enum Fault {
 /// A lock that is held through one node outlives what happens to another, whose address serves
 /// again from elsewhere.
 fn failover(lab: &Lab, fault: Fault) {
-    let of = addresses(lab);
+    let of = lab.address_of_each(LONG).unwrap();
     // Its leader stays, so that only one thing happens at a time.
     let leader = lab.node(0).leader_seen().unwrap().unwrap();
     let keeper = leader;
@@ -243,29 +211,12 @@ fn failover(lab: &Lab, fault: Fault) {
     }
 }
 
-/// No process of Samba's panicked.
-fn no_panic(lab: &Lab) {
-    for node in lab.nodes() {
-        for dir in [node.root().join("log"), node.samba_dir().join("log")] {
-            for entry in std::fs::read_dir(dir).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    continue;
-                }
-                let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
-                let bad = ["PANIC", "INTERNAL ERROR", "panicked at"];
-                let found = text
-                    .lines()
-                    .find(|line| bad.iter().any(|b| line.contains(b)));
-                assert_eq!(found, None, "{}", path.display());
-            }
-        }
-    }
-}
-
 fn everything(flavor: Flavor, faults: &[Fault]) {
-    let lab = cluster(flavor);
-    let of = addresses(&lab);
+    if let Some(reason) = lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    let lab = Lab::with_samba(flavor, LONG).unwrap();
+    let of = lab.address_of_each(LONG).unwrap();
     replicated(&lab, &of);
     files(&lab, &of);
     conflicts(&lab, &of);
@@ -273,7 +224,7 @@ fn everything(flavor: Flavor, faults: &[Fault]) {
     for fault in faults {
         failover(&lab, *fault);
     }
-    no_panic(&lab);
+    assert_eq!(lab.samba_panics(), Vec::<String>::new());
     assert_eq!(lab.destroy(), Vec::<String>::new());
 }
 

@@ -42,7 +42,7 @@ enum Command {
     /// Measure the goals and print them as a table
     ///
     /// `bench db` measures the database engine, libtdb beside it; `bench record` the databases and
-    /// messages of three nodes, Debian's CTDB in turn.
+    /// messages of three nodes, `bench samba` Debian's Samba on them, Debian's CTDB in turn.
     Bench(Rest),
     /// Run whole clusters of the pure cores in virtual time, from seeds
     Simulate(Rest),

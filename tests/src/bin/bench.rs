@@ -14,6 +14,8 @@ mod known;
 mod large;
 #[path = "bench/record.rs"]
 mod record;
+#[path = "bench/samba.rs"]
+mod samba;
 #[path = "bench/table.rs"]
 mod table;
 #[path = "bench/versus.rs"]
@@ -92,10 +94,11 @@ const ALL: [Measurement; 23] = [
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
-    let done = if words.get(1).is_some_and(|word| word == "record") {
-        record::run(&record::Options::parse_from(&words[1..]))
-    } else {
-        run(&Options::parse())
+    let first = words.get(1).and_then(|word| word.to_str());
+    let done = match first {
+        Some("record") => record::run(&record::Options::parse_from(&words[1..])),
+        Some("samba") => samba::run(&samba::Options::parse_from(&words[1..])),
+        _ => run(&Options::parse()),
     };
     match done {
         Ok(code) => code,

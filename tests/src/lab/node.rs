@@ -86,6 +86,11 @@ impl Node {
         self.root.join("etc/ctdb")
     }
 
+    /// Its own address on the public network, which does not move.
+    pub fn own_address(&self) -> std::net::IpAddr {
+        wires::own_v4(self.pnn).into()
+    }
+
     /// Whether it only votes.
     pub fn votes_only(&self) -> bool {
         self.pnn >= self.settings.nodes - self.settings.voters_only
@@ -93,6 +98,10 @@ impl Node {
 
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    pub(super) fn change_settings(&mut self, settings: &Arc<Settings>) {
+        self.settings = Arc::clone(settings);
     }
 
     pub(super) fn wire(&self) -> Result<()> {

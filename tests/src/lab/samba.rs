@@ -1,15 +1,18 @@
 //! Debian's Samba on the database of the node's daemon, `clustering = yes`: smbd, nmbd and
 //! winbindd of one cluster over one shared directory (spec/client-protocol.md 8).
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::cli::Answer;
-use super::{Flavor, Lab, Node, find_program};
+use super::{Flavor, Lab, Node, Service, find_program, reference};
 
 /// The account that exists on all nodes, in root's name.
 pub const PASSWORD: &str = "secret";
@@ -65,13 +68,11 @@ impl Node {
     fn in_samba(&self, words: &[&str]) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
-        command.arg(match self.settings().flavor {
-            Flavor::Ours => "mount --bind \"$0/run\" /run\nexec \"$@\"",
-            Flavor::Ctdb => {
-                "mount --bind \"$0/run\" /run\n\
-                 mount --bind \"$0/var/lib/ctdb\" /var/lib/ctdb\nexec \"$@\""
-            }
-        });
+        // A daemon of ours that is not in the package's places says where below the root they are.
+        command.arg(
+            "mount --bind \"$0/run\" /run\n\
+             mount --bind \"$0/var/lib/ctdb\" /var/lib/ctdb\nexec \"$@\"",
+        );
         command.arg(self.root()).args(words);
         if words[0] != "wbinfo" {
             command.arg("-s").arg(self.samba_dir().join("smb.conf"));
@@ -93,16 +94,32 @@ impl Node {
 
     /// Gives root a password of Samba's, on any node for all.
     pub fn samba_account(&self) -> Result<()> {
+        self.samba_password("root", PASSWORD)
+    }
+
+    /// Gives a user of this host a password of Samba's, on any node for all.
+    pub fn samba_password(&self, user: &str, password: &str) -> Result<()> {
         // The options come last, as everywhere; `$0` is what the outer shell has as first word.
         let script =
-            format!("printf '%s\\n%s\\n' {PASSWORD} {PASSWORD} | pdbedit -a -u root -t $0 $1");
+            format!("printf '%s\\n%s\\n' {password} {password} | smbpasswd -c $1 -a -s {user}");
         self.samba(&["sh", "-c", &script])?.success().map(drop)
     }
 
+    /// `share`; `open`, where guests write files of other guests too; and the like that say who
+    /// answers: `notN` is on all nodes but N.
     fn samba_conf(&self) -> String {
         let dir = self.samba_dir();
         let dir = dir.display();
         let share = self.root().with_file_name("shared");
+        let others = (0..self.settings().nodes).filter(|pnn| *pnn != self.pnn());
+        let mut open = String::new();
+        for name in others.map(|pnn| format!("not{pnn}")).chain(["open".into()]) {
+            let _ = write!(
+                open,
+                "[{name}]\npath = {}\nguest ok = yes\nread only = no\nforce create mode = 0666\n",
+                share.display()
+            );
+        }
         // What the nodes would see of each other in the kernel that they share here is off, so that
         // conflicts are found by the cluster's databases or not at all.
         format!(
@@ -138,13 +155,43 @@ impl Node {
              [share]\n\
              path = {}\n\
              guest ok = yes\n\
-             read only = no\n",
+             read only = no\n\
+             {open}",
             share.display()
         )
     }
 }
 
 impl Lab {
+    /// Three nodes with Samba on them and root's account, all addresses served; IPv4 only.
+    pub fn with_samba(flavor: Flavor, limit: Duration) -> Result<Self> {
+        let missing = Service::ClusteredSmb.lacks();
+        if let Some(package) = missing.or_else(reference::lacks) {
+            bail!("{package} is missing");
+        }
+        let lab = Self::builder().flavor(flavor).ipv6(false).build()?;
+        lab.bring_up(&[], limit)?;
+        lab.start_service(Service::ClusteredSmb)?;
+        lab.node(0).samba_account()?;
+        Ok(lab)
+    }
+
+    /// One address of each node, when each has one.
+    pub fn address_of_each(&self, limit: Duration) -> Result<BTreeMap<u32, IpAddr>> {
+        let mut of = BTreeMap::new();
+        self.wait("an address on every node", limit, || {
+            of = self.node(0).ip_owners().map_or_else(
+                |_| BTreeMap::new(),
+                |owners| {
+                    let served = owners.into_iter().filter_map(|(a, o)| Some((o?, a)));
+                    served.collect()
+                },
+            );
+            of.len() == self.nodes().len()
+        })?;
+        Ok(of)
+    }
+
     /// The Python client with two sessions, to be run in the client's namespace: a check's name, and
     /// two addresses. It prints `ok`.
     pub fn smb_client(&self, check: &str, first: &str, second: &str) -> Result<Command> {

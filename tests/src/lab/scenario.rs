@@ -57,6 +57,25 @@ impl Fail {
         matches!(self, Self::Drain | Self::Stop | Self::Move)
     }
 
+    /// Lets it happen to node `pnn`; in a move, `address` goes to node `target`.
+    pub fn happen(self, lab: &Lab, pnn: u32, address: Option<IpAddr>, target: u32) -> Result<()> {
+        let node = lab.node(pnn);
+        match self {
+            Self::Links => node.cut_links(Links::All)?,
+            Self::Daemon => node.kill_daemon(Signal::SIGKILL)?,
+            Self::Freeze => node.freeze(Freeze::Node)?,
+            Self::Drain => drop(node.ctdb(&["disable"])?.success().context("ctdb disable")?),
+            Self::Stop => drop(node.stop_graceful(Duration::from_mins(1))?),
+            Self::Move => {
+                let address = address.context("nothing to move")?.to_string();
+                let words = ["moveip", &address, &target.to_string()];
+                drop(node.ctdb(&words)?.success().context("ctdb moveip")?);
+            }
+            Self::Power => node.power_loss()?,
+        }
+        Ok(())
+    }
+
     /// The time after the fault within which every address is served again (ADDR-2), for the
     /// goals of a `standard` profile and the same sums for the others: lease, margin, one
     /// heartbeat and a bit of work; two more heartbeats where a leader has to be elected.
@@ -306,7 +325,6 @@ impl<'a> Scene<'a> {
     /// Lets it fail. The time of the fault is that before the command.
     pub fn strike(&self) -> Result<Stamp> {
         let (lab, pnn) = (self.lab, self.victim);
-        let node = lab.node(pnn);
         let what = match self.fail {
             Fail::Links => "all links cut",
             Fail::Daemon => "daemon killed",
@@ -318,27 +336,8 @@ impl<'a> Scene<'a> {
         };
         self.tell(format!("node {pnn}: {what}"));
         let fault = Stamp::now();
-        match self.fail {
-            Fail::Links => node.cut_links(Links::All)?,
-            Fail::Daemon => node.kill_daemon(Signal::SIGKILL)?,
-            Fail::Freeze => node.freeze(Freeze::Node)?,
-            Fail::Drain => drop(node.ctdb(&["disable"])?.success().context("ctdb disable")?),
-            Fail::Stop => drop(node.stop_graceful(Duration::from_mins(1))?),
-            Fail::Move => {
-                let address = self
-                    .affected
-                    .first()
-                    .context("nothing to move")?
-                    .to_string();
-                let target = self.target.to_string();
-                drop(
-                    node.ctdb(&["moveip", &address, &target])?
-                        .success()
-                        .context("ctdb moveip")?,
-                );
-            }
-            Fail::Power => node.power_loss()?,
-        }
+        self.fail
+            .happen(lab, pnn, self.affected.first().copied(), self.target)?;
         Ok(fault)
     }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{Lab, Links, Netns, PRIVATE_V6, PUBLIC_V6, Settings};
 use std::fmt::Write as _;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Name of the switch's port that node `pnn`'s interface `name` is plugged into.
 pub(super) fn port(pnn: u32, name: &str) -> String {
@@ -19,6 +19,11 @@ pub(super) fn behind(port: &str) -> Option<(u32, &str)> {
 
 pub(super) fn private_v4(pnn: u32) -> String {
     format!("10.99.1.{}", pnn + 1)
+}
+
+/// On the public network.
+pub(super) fn own_v4(pnn: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 99, 2, 10)) + pnn)
 }
 
 pub(super) fn private_v6(pnn: u32) -> Ipv6Addr {
@@ -117,7 +122,7 @@ pub(super) fn plug(
     let public_v6 = Ipv6Addr::from(u128::from(PUBLIC_V6) + 0x10 + u128::from(pnn));
     let (v4, v6) = match index {
         0 => (Some(private_v4(pnn)), Some(private_v6(pnn))),
-        1 => (Some(format!("10.99.2.{}", 10 + pnn)), Some(public_v6)),
+        1 => (Some(own_v4(pnn).to_string()), Some(public_v6)),
         _ => (None, None),
     };
     let mut lines: Vec<_> = v4
