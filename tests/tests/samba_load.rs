@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ctdb_tests::lab::{Freeze, Lab, Service, lacks};
+use ctdb_tests::lab::{Freeze, Lab, Node, Service, lacks};
 use nix::sys::signal::Signal;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -87,10 +87,14 @@ impl Load {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 
-    /// All sessions are there, and all of them together have done something since.
+    /// All sessions are there, and all of them together have done something since. Samba that ended
+    /// meanwhile with its daemon, or because its node was evicted, is started again.
     fn settle(&mut self, lab: &Lab) {
         let sessions = self.sessions;
         lab.wait("all SMB sessions", LONG, || {
+            for node in lab.nodes() {
+                revive(lab, node);
+            }
             self.progress().connected == sessions
         })
         .unwrap();
@@ -147,14 +151,11 @@ const FAULTS: [Fault; 5] = [
     Fault::FreezeNode,
 ];
 
-/// Starts on a node again what ended, since its daemon did or because it was evicted.
-fn revive(lab: &Lab, victim: u32) {
-    let node = lab.node(victim);
-    if !node.is_running() {
-        node.start_daemon().unwrap();
-    }
-    lab.wait_all_healthy(LONG).unwrap();
+/// Starts Samba again that ended, since the node's daemon did or because the node was evicted. It may
+/// end a while after that.
+fn revive(lab: &Lab, node: &Node) {
     if node.service_processes(Service::ClusteredSmb) < PROCESSES {
+        lab.wait_all_healthy(LONG).unwrap();
         node.stop_service(Service::ClusteredSmb).unwrap();
         node.start_service(Service::ClusteredSmb).unwrap();
         node.wait_service(Service::ClusteredSmb, LONG).unwrap();
@@ -181,6 +182,7 @@ fn inflict(lab: &Lab, fault: Fault, victim: u32, stands: Duration) {
             node.kill_daemon(Signal::SIGKILL).unwrap();
             node.wait_daemon_exit(LONG).unwrap();
             thread::sleep(stands);
+            node.start_daemon().unwrap();
         }
         Fault::FreezeDaemon | Fault::FreezeNode => {
             let what = if fault == Fault::FreezeNode {
@@ -193,7 +195,7 @@ fn inflict(lab: &Lab, fault: Fault, victim: u32, stands: Duration) {
             node.thaw(what).unwrap();
         }
     }
-    revive(lab, victim);
+    lab.wait_all_healthy(LONG).unwrap();
 }
 
 /// Every database file that a node has.
