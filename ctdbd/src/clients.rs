@@ -192,13 +192,14 @@ impl Clients {
     }
 
     /// The slot of the right to serve that this node has, and what it sees of the cluster if it
-    /// leads: `view` makes that of what was seen before.
-    pub fn follow_cluster(
-        &self,
-        right: Option<u32>,
-        view: impl FnOnce(Option<&View>) -> Option<View>,
-    ) {
+    /// leads.
+    pub fn follow_cluster(&self, right: Option<u32>, view: Option<View>) {
         self.with(|hub| hub.follow_cluster(right, view));
+    }
+
+    /// Whether databases are attached.
+    pub fn has_databases(&self) -> bool {
+        self.lock().hub.has_databases()
     }
 
     /// Whether all databases are served.

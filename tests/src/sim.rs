@@ -26,7 +26,7 @@ mod world;
 
 pub use coverage::Coverage;
 pub use options::{Authority, Options, Outcome, Profile, Stats, Violation};
-pub use scenario::{Bound, bounds};
+pub use scenario::{Bound, bounds, waits_for_members};
 
 /// One run of random faults.
 pub fn run(options: Options) -> Outcome {

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use ctdb_tests::dbclient::work::{self, Plan, Record};
 use ctdb_tests::dbclient::{Kind, Session};
 use ctdb_tests::lab::{Flavor, Freeze, Lab, Links, lacks, reference};
+use ctdb_wire::api::HistoryRecord;
 use nix::sys::signal::Signal;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -55,6 +56,16 @@ fn progress(lab: &Lab, record: &Record, nodes: &[u32], more: usize) -> Result<()
                 .iter()
                 .zip(&before)
                 .all(|(node, before)| record.changes_on(*node) >= before + more)
+    })
+    .map(drop)
+}
+
+/// Until every node has changed so many records since now.
+fn changes(lab: &Lab, record: &Record, nodes: &[u32], more: usize) -> Result<()> {
+    let before: Vec<_> = nodes.iter().map(|n| record.changes_on(*n)).collect();
+    let on = |(node, before): (&u32, &usize)| record.changes_on(*node) >= before + more;
+    lab.wait("clients to get on", LONG, || {
+        nodes.iter().zip(&before).all(on)
     })
     .map(drop)
 }
@@ -270,4 +281,45 @@ fn records_survive_nodes_that_fail() {
     record.judge_transactions(lab.nodes(), &plan).unwrap();
     files(&lab).unwrap();
     traverses(&lab, plan.keys).unwrap();
+}
+
+/// Nothing passes over the link between the leader and another node, whose heartbeats are still heard:
+/// the databases do without that node after a while, and it comes back by itself.
+#[test]
+fn a_node_without_link_that_is_heard_holds_up_nobody_for_long() {
+    let lab = lab(Flavor::Ours);
+    let plan = Plan {
+        patience: LONG,
+        ..Plan::default()
+    };
+    let leader = lab.node(0).leader_seen().unwrap().unwrap();
+    let victim = (leader + 1) % 3;
+    let others: Vec<u32> = (0..3).filter(|n| *n != victim).collect();
+    let list = std::fs::read_to_string(lab.node(victim).etc().join("nodes")).unwrap();
+    let address = list.lines().nth(leader as usize).unwrap();
+    let netns = lab.node(victim).netns();
+    let record = work::run(&lab, &plan, |record| {
+        changes(&lab, record, &[0, 1, 2], 30)?;
+        record.may_lose(victim);
+        netns.nft(&format!(
+            "table inet cut {{ chain input {{ type filter hook input priority 0; \
+             ip saddr {address} meta l4proto tcp reject with tcp reset; }}; }}\n"
+        ))?;
+        // The leader's clients want what the other one owns.
+        changes(&lab, record, &others, 30)?;
+        let lost = |record: &HistoryRecord| record.kind == "right" && record.text.contains("lost");
+        lab.wait("the end of its right", LONG, || {
+            let history = lab.node(victim).history();
+            history.is_ok_and(|all| all.iter().any(lost))
+        })?;
+        changes(&lab, record, &others, 300)?;
+        netns.nft("delete table inet cut")?;
+        lab.wait_all_healthy(LONG)?;
+        changes(&lab, record, &[0, 1, 2], 30)
+    })
+    .unwrap();
+    println!("{:?}", record.verdict().unwrap());
+    let mut troubles = record.troubles();
+    troubles.retain(|trouble| trouble.node != victim);
+    assert!(troubles.is_empty(), "{victim}: {troubles:?}");
 }

@@ -152,6 +152,19 @@ fn events_cost_what_they_may() {
     }
 }
 
+#[test]
+fn databases_do_not_wait_for_ever_for_a_node_that_is_heard() {
+    for bound in sim::waits_for_members() {
+        println!("{bound}");
+        assert!(bound.kept(), "{bound}");
+    }
+}
+
+#[test]
+fn finds_a_node_that_is_left_out_because_its_link_is_down() {
+    finds(Bug::LinkIsMembership, "DATA-5", 100);
+}
+
 fn finds(bug: Bug, promise: &str, within: u64) {
     finds_with(Authority::Majority, bug, promise, within);
 }
@@ -160,6 +173,8 @@ fn finds_with(authority: Authority, bug: Bug, promise: &str, within: u64) {
     let options = |seed| Options {
         authority,
         bug: Some(bug),
+        // They break their promise as well, and often first.
+        databases: bug == Bug::LinkIsMembership,
         ..Options::new(seed)
     };
     let (found, _) = search(0..within, options);

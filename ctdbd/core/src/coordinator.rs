@@ -16,6 +16,7 @@ use crate::allocation::Policy;
 use crate::authority::{Books, List, Status};
 use crate::holder::{Holder, Work};
 use crate::leader::{Leader, Situation};
+use crate::members::{self, Members};
 use crate::planted::{Bug, Planted};
 
 /// What does not change while the daemon runs.
@@ -81,6 +82,8 @@ pub enum Input {
         /// Lines that take a number.
         list_length: usize,
     },
+    /// Whether databases are attached, so that their members matter.
+    Databases(bool),
 }
 
 /// What the main loop wants done, in order.
@@ -145,6 +148,11 @@ pub struct Coordinator {
     newest: Option<Term>,
     policy: Policy,
     placement: Option<Placement>,
+    databases: bool,
+    /// While this node acts as leader.
+    members: Option<Members>,
+    /// Whom that, with databases, waits for.
+    awaited: NodeSet,
     /// Flags as shown last, to notice changes.
     #[serde(deserialize_with = "crate::recording::per_node")]
     shown_flags: Vec<NodeFlags>,
@@ -165,6 +173,9 @@ impl Coordinator {
             newest: None,
             policy: Policy::default(),
             placement: None,
+            databases: false,
+            members: None,
+            awaited: NodeSet::EMPTY,
             shown_flags: vec![NodeFlags::DISCONNECTED; MAX_NODES],
             shown_leader: None,
             config,
@@ -261,6 +272,7 @@ impl Coordinator {
                     leader.reload(list);
                 }
             }
+            Input::Databases(attached) => self.databases = attached,
             Input::Policy(policy) => {
                 self.policy = policy;
                 if let Some(leader) = &mut self.leader {
@@ -269,6 +281,7 @@ impl Coordinator {
             }
         }
         self.drive(now, &mut out);
+        self.follow_members(now);
         self.note_changes(now, &mut out);
         out
     }
@@ -480,6 +493,7 @@ impl Coordinator {
             home_nodes: self.config.home_nodes.clone(),
             disabled: self.config.failover_disabled,
             linked: self.linked(),
+            awaited: self.awaited,
             ..Situation::default()
         };
         situation.linked.insert(self.config.me);
@@ -501,6 +515,56 @@ impl Coordinator {
             }
         }
         situation
+    }
+
+    /// The members that the books show after this step.
+    fn follow_members(&mut self, now: BootTime) {
+        let old = self.members.take();
+        self.awaited = NodeSet::EMPTY;
+        let acting = self.acting(now);
+        let leader = self.leader.as_ref();
+        let Some(leader) = leader.filter(|leader| acting == Some(leader.term())) else {
+            return;
+        };
+        let host = |(pnn, know, epoch, has_right)| {
+            let me = pnn == self.config.me;
+            let peer = self.peer(pnn);
+            let info = if me {
+                Some(&self.info)
+            } else {
+                peer.info.as_ref()
+            };
+            members::Host {
+                pnn,
+                know,
+                epoch,
+                has_right,
+                linked: me || peer.linked && peer.incarnation == epoch.incarnation,
+                described: info.is_some(),
+                voter_only: info.is_some_and(|info| info.capabilities.voter_only),
+                inactive: info.is_some_and(|info| info.flags.is_inactive()),
+                lmaster: info.is_some_and(|info| info.capabilities.lmaster),
+            }
+        };
+        let hosts: Vec<_> = leader.standing().map(host).collect();
+        let (quorum, planted) = (self.config.quorum, self.config.planted);
+        let (new, awaited) = members::follow(leader.term(), &hosts, quorum, old.as_ref(), planted);
+        self.members = new;
+        if self.databases {
+            self.awaited = awaited;
+        }
+    }
+
+    /// Who is a member of the databases, if this node may say so at `now` and can.
+    pub fn members(&self, now: BootTime) -> Option<&Members> {
+        let acting = self.acting(now);
+        let members = self.members.as_ref();
+        members.filter(|members| acting == Some(members.term))
+    }
+
+    /// Whether databases are attached, as it was told.
+    pub fn has_databases(&self) -> bool {
+        self.databases
     }
 
     fn linked(&self) -> NodeSet {

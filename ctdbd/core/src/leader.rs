@@ -27,6 +27,11 @@ const RIGHT_RETURNS: Duration = Duration::from_millis(250);
 /// A host that does not talk over its link for this long is evicted, if that holds up others.
 const TALKS: Duration = Duration::from_secs(2);
 
+/// A host that is heard, but cannot be a member of the databases for this long (no link, or no right),
+/// is evicted, if they wait for it. The link had time for one whole attempt at its longest by then:
+/// a pause of 1 s, 1 s to connect, 2 s for the handshake (`transport`), and 1 s for the first frames.
+const SERVES: Duration = Duration::from_secs(5);
+
 /// What the leader knows of a host (R18).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Know {
@@ -65,6 +70,8 @@ struct Host {
     right_ended_at: Option<BootTime>,
     /// Since when its silence on the link holds up others.
     missed_since: Option<BootTime>,
+    /// Since when databases wait for it.
+    awaited_since: Option<BootTime>,
     /// It did not answer an order for long, and has answered none since: it is given nothing.
     deaf: bool,
     /// may(X) of R17.
@@ -97,6 +104,7 @@ impl Host {
             has_right: false,
             right_ended_at: None,
             missed_since: None,
+            awaited_since: None,
             deaf: false,
             may: BTreeSet::new(),
             active: BTreeSet::new(),
@@ -113,6 +121,8 @@ pub struct Situation {
     pub able: BTreeMap<IpAddr, NodeSet>,
     /// Nodes whose link is up.
     pub linked: NodeSet,
+    /// Members of the databases that cannot be served now, so that these wait.
+    pub awaited: NodeSet,
     /// Number of entries of the nodes list, deleted ones included.
     pub list_length: usize,
     /// Tunables of the leader's node.
@@ -369,15 +379,13 @@ impl Leader {
         }
     }
 
-    /// Hosts that hold up others and do not talk over their link, although the detector may
-    /// well hear them: to be evicted, so that evidence decides (R14, R18).
+    /// Hosts that hold up others and do not talk over their link, or do not serve, although the
+    /// detector may well hear them: to be evicted, so that evidence decides (R14, R18).
     pub fn unaccounted(&self, now: BootTime) -> NodeSet {
+        let over = |since: Option<BootTime>, limit| since.is_some_and(|at| now.since(at) > limit);
         self.hosts
             .iter()
-            .filter(|(_, host)| {
-                host.missed_since
-                    .is_some_and(|since| now.since(since) > TALKS)
-            })
+            .filter(|(_, host)| over(host.missed_since, TALKS) || over(host.awaited_since, SERVES))
             .map(|(pnn, _)| *pnn)
             .collect()
     }
@@ -420,6 +428,11 @@ impl Leader {
                 }
             } else {
                 host.missed_since = None;
+            }
+            if host.know == Know::Known && situation.awaited.contains(*pnn) {
+                host.awaited_since.get_or_insert(now);
+            } else {
+                host.awaited_since = None;
             }
         }
     }

@@ -13,6 +13,7 @@ pub mod events;
 pub mod holder;
 pub mod leader;
 pub mod local;
+pub mod members;
 pub mod planted;
 pub mod recording;
 pub mod reload;

@@ -32,11 +32,12 @@ pub enum Bug {
     NestedElection,
     GoodbyeReplayed,
     GrantBeforeDone,
+    LinkIsMembership,
 }
 
 impl Bug {
     /// All of them, for the simulator's command line.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::RightFromReceivingTime,
         Self::SilenceIsExpiry,
         Self::NoAbstention,
@@ -63,6 +64,7 @@ impl Bug {
         Self::NestedElection,
         Self::GoodbyeReplayed,
         Self::GrantBeforeDone,
+        Self::LinkIsMembership,
     ];
 }
 

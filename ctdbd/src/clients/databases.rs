@@ -96,14 +96,9 @@ impl Hub {
 
     /// The slot of the right to serve that this node has, and what it sees of the cluster if it
     /// leads.
-    pub fn follow_cluster(
-        &mut self,
-        right: Option<u32>,
-        view: impl FnOnce(Option<&View>) -> Option<View>,
-    ) {
+    pub fn follow_cluster(&mut self, right: Option<u32>, view: Option<View>) {
         if let Some(table) = &mut self.databases.table {
             table.set_right(right);
-            let view = view(table.view());
             table.set_view(view);
         }
     }

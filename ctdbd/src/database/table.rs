@@ -349,11 +349,6 @@ impl Table {
         }
     }
 
-    /// The view that was set last.
-    pub fn view(&self) -> Option<&View> {
-        self.view.as_deref()
-    }
-
     /// A message of another node for one of its databases; attaches one that the leader names and
     /// this node does not have. What follows at once; `None`: no message.
     pub fn peer(&mut self, from: Pnn, payload: &[u8], tunables: &Tunables) -> Option<Vec<Output>> {

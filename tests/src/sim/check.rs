@@ -1,9 +1,11 @@
 //! The promises, looked at after every event.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ctdb_wire::ids::NodeFlags;
+use ctdb_core::members::life;
+use ctdb_wire::ids::{Epoch, Incarnation, NodeFlags};
 
 use super::clock::Real;
 use super::options::Authority;
@@ -26,6 +28,8 @@ pub struct Checker {
     pub served_since: Option<Real>,
     /// Longest time that an address was not served since this was reset, and since when it is not.
     pub gaps: Vec<Gap>,
+    /// Who was ever a member of the databases, in which life.
+    pub admitted: BTreeSet<(usize, Incarnation)>,
 }
 
 /// Silence of one address.
@@ -103,6 +107,43 @@ impl World {
                 return;
             }
             acting = Some((index, term));
+        }
+    }
+
+    /// DATA-5: whom the databases leave out can change nothing any more.
+    pub fn check_members(&mut self, leader: usize) {
+        if !self.options.databases || self.lock_excuses() || self.clocks_excuse() {
+            return;
+        }
+        let local = self.local(leader);
+        let Some(daemon) = &self.hosts[leader].daemon else {
+            return;
+        };
+        let Some(members) = daemon.coordinator.members(local) else {
+            return;
+        };
+        for (index, host) in self.hosts.iter().enumerate() {
+            let Some(other) = &host.daemon else { continue };
+            let now = life(Epoch {
+                incarnation: other.incarnation,
+                number: other.published.epoch.number,
+            });
+            if members.members.get(&host.pnn) == Some(&now) {
+                self.check.admitted.insert((index, now));
+                continue;
+            }
+            let serves = other
+                .authority
+                .states()
+                .1
+                .held_at(host.clock.local(self.now))
+                && self.check.admitted.contains(&(index, now));
+            if serves && !members.donors.contains(host.pnn) {
+                let text =
+                    format!("node {leader} leaves node {index} out, whose right runs: {members:?}");
+                self.broken("DATA-5", text);
+                return;
+            }
         }
     }
 

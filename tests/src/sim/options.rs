@@ -86,6 +86,8 @@ pub struct Options {
     pub trace: usize,
     /// How long faults go on.
     pub chaos: Duration,
+    /// Databases are attached, and their members looked at.
+    pub databases: bool,
 }
 
 impl Options {
@@ -99,6 +101,7 @@ impl Options {
             bug: None,
             trace: 0,
             chaos: Duration::from_secs(40),
+            databases: seed.is_multiple_of(2),
         }
     }
 }

@@ -77,7 +77,11 @@ const NODES: usize = 3;
 
 /// Three hosts of a good network with clocks as they are, all daemons starting at once.
 fn cluster(seed: u64, nodes: usize) -> World {
-    let mut world = World::new(Options::new(seed), nodes, 6);
+    let options = Options {
+        databases: true,
+        ..Options::new(seed)
+    };
+    let mut world = World::new(options, nodes, 6);
     world.habits.take = Duration::from_millis(2);
     world.end = Real::NEVER;
     for node in 0..nodes {
@@ -206,6 +210,110 @@ fn cold_start(seed: u64) -> Result<f64, String> {
     }
     let longest = (0..world.addresses.len()).map(|i| world.silence(i)).max();
     Ok(milliseconds(longest.unwrap_or_default()))
+}
+
+/// A node that is heard but cannot be a member of the databases, by a fault of the network: how long
+/// these wait for it until they do without (milliseconds), and then, when all is well again, for it.
+fn left_out(
+    seed: u64,
+    nodes: usize,
+    fault: impl Fn(usize, usize) -> Vec<Fault>,
+) -> Result<(f64, f64), String> {
+    let mut world = cluster(seed, nodes);
+    let phase = world.upto(SECOND);
+    world.run_until(Real(0) + SECOND * 5 + phase);
+    let (Some(leader), Some(node)) = (world.pick(Whom::Leader), world.pick(Whom::Follower)) else {
+        return Err("nobody leads".to_owned());
+    };
+    let members = |world: &World| {
+        let local = world.local(leader);
+        let daemon = world.hosts[leader].daemon.as_ref()?;
+        let members = &daemon.coordinator.members(local)?.members;
+        Some(members.keys().map(|pnn| pnn.index()).collect::<Vec<_>>())
+    };
+    let all: Vec<usize> = (0..nodes).collect();
+    let others: Vec<usize> = (0..nodes).filter(|other| *other != node).collect();
+    if members(&world).as_ref() != Some(&all) {
+        return Err(format!("members are {:?}", members(&world)));
+    }
+    let wait = |world: &mut World, wanted: &Vec<usize>| {
+        let from = world.now;
+        while members(world).as_ref() != Some(wanted) {
+            if world.now.since(from) > SECOND * 30 || world.violation.is_some() {
+                let violation = world.violation.as_ref().map(ToString::to_string);
+                return Err(format!("members are {:?}, {violation:?}", members(world)));
+            }
+            let next = world.now + Duration::from_millis(5);
+            world.run_until(next);
+        }
+        Ok(milliseconds(world.now.since(from)))
+    };
+    for fault in fault(leader, node) {
+        world.inject(&fault);
+    }
+    let out = wait(&mut world, &others)?;
+    // It comes back when all is well again, and not before.
+    for _ in 0..80 {
+        let next = world.now + Duration::from_millis(50);
+        world.run_until(next);
+        if members(&world).as_ref() != Some(&others) {
+            return Err(format!("members are {:?} meanwhile", members(&world)));
+        }
+    }
+    world.inject(&Fault::Heal);
+    let back = wait(&mut world, &all)?;
+    let end = world.now + SECOND * 3;
+    world.run_until(end);
+    match world.violation {
+        Some(violation) => Err(violation.to_string()),
+        None if members(&world).as_ref() == Some(&all) => Ok((out, back)),
+        None => Err(format!("members are {:?} at last", members(&world))),
+    }
+}
+
+/// What it costs the databases that a node is heard, but cannot be one of their members.
+pub fn waits_for_members() -> Vec<Bound> {
+    // Nothing passes over the link between these two; their datagrams do.
+    let link = |leader: usize, node: usize| {
+        let block = |from, to| Fault::Block {
+            from,
+            to,
+            datagrams: false,
+            streams: true,
+            blocked: true,
+        };
+        vec![block(leader, node), block(node, leader)]
+    };
+    // Only the leader hears it and is heard by it, so it has no right.
+    let right = |leader: usize, node: usize| {
+        let others = (0..5).filter(move |other| *other != leader && *other != node);
+        let block = move |other: usize| {
+            [(node, other), (other, node)].map(|(from, to)| Fault::Block {
+                from,
+                to,
+                datagrams: true,
+                streams: false,
+                blocked: true,
+            })
+        };
+        others.flat_map(block).collect::<Vec<_>>()
+    };
+    // 5 s until the silence of a link is noticed, 5 s that the leader waits, L + m = 1.82 s of
+    // evidence; the right ends after L at most, and the link stands.
+    vec![
+        measure("databases: a node's link stays down", 12_500.0, &|s| {
+            left_out(s, 3, link).map(|(out, _)| out)
+        }),
+        measure("databases: its link comes back", 1500.0, &|s| {
+            left_out(s, 3, link).map(|(_, back)| back)
+        }),
+        measure("databases: a node has no right", 9000.0, &|s| {
+            left_out(s, 5, right).map(|(out, _)| out)
+        }),
+        measure("databases: it has a right again", 1500.0, &|s| {
+            left_out(s, 5, right).map(|(_, back)| back)
+        }),
+    ]
 }
 
 /// All of them, in the standard profile.

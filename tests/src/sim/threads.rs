@@ -448,6 +448,7 @@ impl World {
         let next = daemon.next_tick;
         let at = self.hosts[node].clock.real(next);
         self.wake_main(node, at);
+        self.check_members(node);
     }
 
     fn read_status(&mut self, node: usize) -> bool {

@@ -427,7 +427,7 @@ impl World {
                 .collect(),
             ..NodeInfo::default()
         };
-        let coordinator = Coordinator::new(
+        let mut coordinator = Coordinator::new(
             coordinator::Config {
                 me: host.pnn,
                 voters,
@@ -445,6 +445,8 @@ impl World {
             },
             info.clone(),
         );
+        // It wants nothing yet.
+        coordinator.handle(local, coordinator::Input::Databases(self.options.databases));
         let life = host.lives;
         host.daemon = Some(Box::new(Daemon {
             life,

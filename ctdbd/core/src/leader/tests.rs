@@ -487,3 +487,38 @@ fn credits_are_forgiven_and_nobody_is_banned_whose_work_nobody_else_can_do() {
     assert_eq!(desk.leader.convict(desk.now, &desk.situation), None);
     assert_eq!(desk.leader.credits().of(pnn(1)), None);
 }
+
+#[test]
+fn databases_wait_for_a_host_for_so_long() {
+    let mut desk = Desk::settled();
+    // It keeps what it has: nobody but the databases misses it.
+    desk.situation.linked.remove(pnn(2));
+    desk.drive();
+    desk.now += SERVES * 3;
+    desk.drive();
+    assert_eq!(desk.leader.unaccounted(desk.now), NodeSet::EMPTY);
+    desk.situation.awaited = NodeSet::from_iter([pnn(2)]);
+    desk.drive();
+    desk.now += SERVES;
+    desk.drive();
+    assert_eq!(desk.leader.unaccounted(desk.now), NodeSet::EMPTY, "in time");
+    desk.now += Duration::from_millis(1);
+    desk.drive();
+    assert_eq!(
+        desk.leader.unaccounted(desk.now),
+        NodeSet::from_iter([pnn(2)])
+    );
+    // It is a member again: the next time counts from its beginning.
+    desk.situation.awaited = NodeSet::EMPTY;
+    desk.drive();
+    assert_eq!(desk.leader.unaccounted(desk.now), NodeSet::EMPTY);
+    desk.situation.awaited = NodeSet::from_iter([pnn(2)]);
+    desk.drive();
+    desk.now += SERVES * 2;
+    desk.drive();
+    assert!(desk.leader.unaccounted(desk.now).contains(pnn(2)));
+    // Evidence has it: nobody waits any more.
+    desk.evidence(2, 2);
+    desk.drive();
+    assert_eq!(desk.leader.unaccounted(desk.now), NodeSet::EMPTY);
+}
