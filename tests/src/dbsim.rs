@@ -1,6 +1,7 @@
 //! The database machines of whole clusters in one thread, from one seed, in virtual time: clients
 //! that lock and change records, transactions, crashes, frozen daemons, partitions, lost links,
-//! failing disks, nodes that are stopped and continued.
+//! failing disks, nodes that are stopped and continued; traverses, pushed records, change counters,
+//! sticky records, databases that are used together.
 //!
 //! Membership is a model of what `ctdb_core` guarantees, reduced to what the databases need: a right
 //! that ends by itself, a node that is left out only when its right has ended, one leader at a time.
@@ -8,6 +9,7 @@
 
 mod check;
 mod client;
+mod extras;
 mod faults;
 mod files;
 mod membership;

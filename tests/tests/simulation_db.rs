@@ -3,7 +3,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use ctdb_db::cluster::hold::Hold;
 use ctdb_db::cluster::planted::Bug;
 use ctdb_tests::dbsim::{self, Options, Outcome, Stats};
 
@@ -70,6 +72,10 @@ fn databases_keep_their_promises() {
         ("recoveries", sum(|stats| stats.recoveries)),
         ("commits", sum(|stats| stats.commits)),
         ("lost with their node", sum(|stats| stats.lost_with_node)),
+        ("traverses", sum(|stats| stats.traverses)),
+        ("pushes", sum(|stats| stats.pushes)),
+        ("counters", sum(|stats| stats.counters)),
+        ("companions", sum(|stats| stats.companions)),
     ];
     println!("{} runs: {counts:?}", done.len());
     for (what, count) in counts {
@@ -110,6 +116,58 @@ fn finds(bug: Bug, promises: &[&str]) {
         promises.contains(&violation.promise),
         "{bug:?}: seed {seed}: {violation}"
     );
+}
+
+/// The hold policy over whole clusters: who wants a record that all want waits for those in front of
+/// it, each of which keeps it for `limit` at most; 1 ms more each for locks and the way.
+#[test]
+fn nobody_starves_for_a_record_that_all_want() {
+    let wait = |seed: u64, hold: Hold| {
+        let outcome = dbsim::run(Options {
+            calm: true,
+            hold,
+            ..Options::new(seed)
+        });
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        let nodes = outcome.stats.nodes as u64;
+        (outcome.stats, nodes * 6000)
+    };
+    for seed in 0..10 {
+        let (stats, bound_us) = wait(seed, Hold::default());
+        let worst = stats.worst_call_us;
+        println!(
+            "seed {seed}: {} nodes, {worst} us, {:?}",
+            stats.nodes, stats.answered
+        );
+        assert!(worst <= bound_us, "seed {seed}: {worst} us, {stats:?}");
+        let all: u64 = stats.answered.iter().sum();
+        for node in 0..stats.nodes {
+            let share = stats.answered[node] * 4 * stats.nodes as u64;
+            assert!(share >= all, "seed {seed}: node {node} of {stats:?}");
+        }
+    }
+    // Without its limit nothing bounds the wait, which shows that it is looked at.
+    let endless = Hold {
+        limit: Duration::from_millis(100),
+        ..Hold::default()
+    };
+    let (stats, bound_us) = wait(0, endless);
+    assert!(stats.worst_call_us > bound_us, "{stats:?}");
+}
+
+#[test]
+fn finds_a_traverse_that_asks_nobody() {
+    finds(Bug::TraverseHere, &["D.14"]);
+}
+
+#[test]
+fn finds_a_changed_counter_that_is_not_told() {
+    finds(Bug::SequenceUntold, &["D.15"]);
+}
+
+#[test]
+fn finds_a_pushed_record_that_replaces_a_newer_one() {
+    finds(Bug::PushReplaces, &["G.13", "G.16", "DATA-1"]);
 }
 
 #[test]

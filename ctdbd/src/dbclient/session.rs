@@ -469,6 +469,8 @@ impl Session {
         let generation = self.generation()?;
         let id = db.id;
         let mut record = self.lock(db, key, false)?;
+        // Above all older copies, which are told apart by it (D.16).
+        record.header.rsn.0 += 1;
         record.store(data)?;
         let header = wire_header(&record.header);
         record.unlock()?;
@@ -540,7 +542,7 @@ fn usable(header: &LtdbHeader, pnn: u32, read_only: bool) -> bool {
 /// A record, its chain locked. Dropping it unlocks.
 #[derive(Debug)]
 pub struct Locked<'a> {
-    /// Its header, which a client does not change.
+    /// Its header, which a client does not change, except to push the record.
     pub header: LtdbHeader,
     /// Its data as it was found.
     pub data: Vec<u8>,

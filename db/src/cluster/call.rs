@@ -230,7 +230,7 @@ impl Database {
             && call.origin != self.config.me
         {
             if held.queue.len() < MAX_WAITING {
-                held.queue.push_back((from, call));
+                held.push(from, call);
             } else {
                 self.want_recovery(cx, "too many wait for a record");
             }

@@ -581,6 +581,7 @@ impl Database {
         if self.wanted && peer == self.promised.term.leader {
             self.tell_want(cx);
         }
+        self.traverse_link_reset(cx, peer);
         self.send_again(cx)
     }
 }

@@ -17,11 +17,21 @@ use crate::record::{LtdbHeader, RecordFlags};
 /// Most records whose stay is remembered. Beyond, a record goes when it is asked for.
 const MAX_TENURES: usize = 16_384;
 
-/// Nodes that wait for a record that stays, in the order of their arrival.
+/// Nodes that wait for a record that stays: those whose calls went the longest way first, then in the
+/// order of their arrival. A call that waited where the record was before comes behind it, over the
+/// location master; one of the node that has just given it away comes straight, and faster.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) due: BootTime,
     pub(super) queue: VecDeque<(Pnn, Call)>,
+}
+
+impl Held {
+    pub(super) fn push(&mut self, from: Pnn, call: Call) {
+        let before = |(_, other): &&(Pnn, Call)| other.hops >= call.hops;
+        let place = self.queue.iter().take_while(before).count();
+        self.queue.insert(place, (from, call));
+    }
 }
 
 impl Database {
@@ -311,8 +321,7 @@ impl Database {
                 due,
                 queue: VecDeque::new(),
             })
-            .queue
-            .push_back((from, call));
+            .push(from, call);
     }
 
     /// Records whose time is up.
@@ -425,7 +434,9 @@ impl Database {
     }
 
     /// `PUSH_RECORD` of another node. A copy that is as new, or that owns the record, is left alone:
-    /// the push may have been overtaken.
+    /// the push may have been overtaken. It is kept with a number below the owner's, as every copy is
+    /// (`db/CLUSTER.md`, invariant 2), since the owner may change the record again without counting; the
+    /// pusher has raised the number, so this one is above those of all older copies.
     pub(super) fn push<S: Store>(
         &mut self,
         cx: &mut Cx<'_, S>,
@@ -438,12 +449,18 @@ impl Database {
             return Ok(());
         }
         let me = self.config.me.get();
+        let replaces = self.config.planted.has(Bug::PushReplaces);
         let outcome = match self.read(cx, &record.key) {
-            Ok(Some(known)) if known.rsn >= record.rsn || known.dmaster == me => Ok(()),
+            Ok(Some(known)) if !replaces && (known.rsn >= record.rsn || known.dmaster == me) => {
+                Ok(())
+            }
             Ok(None) if record.dmaster == me => Ok(()),
             Ok(known) => {
                 let mut header = record.header();
                 header.flags |= RecordFlags::MIGRATED_WITH_DATA;
+                if !replaces {
+                    header.rsn.0 = header.rsn.0.saturating_sub(1);
+                }
                 // The location master knows better than the pusher who owns the record.
                 if let Some(known) = known {
                     header.dmaster = known.dmaster;

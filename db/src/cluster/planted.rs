@@ -17,17 +17,26 @@ pub enum Bug {
     LineageIgnored,
     /// The databases of a node without right are not frozen.
     StaleOwnerWrites,
+    /// A traverse shows the records of its own node only.
+    TraverseHere,
+    /// A node keeps to itself that records changed.
+    SequenceUntold,
+    /// A pushed record replaces whatever is there.
+    PushReplaces,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::RsnNotRaised,
         Self::OldGenerationAccepted,
         Self::MergeByWrongNode,
         Self::AnswerBeforeLastSync,
         Self::LineageIgnored,
         Self::StaleOwnerWrites,
+        Self::TraverseHere,
+        Self::SequenceUntold,
+        Self::PushReplaces,
     ];
 }
 

@@ -7,6 +7,7 @@ use ctdb_wire::ids::{BootTime, NodeSet, Pnn};
 use super::database::{Cx, Database, Outcome};
 use super::message::{Body, PIECE, Record};
 use super::park::Deferred;
+use super::planted::Bug;
 use super::store::{Cursor, Store};
 use super::types::{ClientId, Effect, Kind, Note, earlier};
 
@@ -27,6 +28,7 @@ pub(super) struct Traverses {
 struct Mine {
     client: ClientId,
     reqid: u32,
+    empty: bool,
     waiting: NodeSet,
     until: BootTime,
 }
@@ -81,7 +83,8 @@ impl Database {
         }
         let me = self.config.me;
         let id = self.number();
-        let waiting = if self.config.kind == Kind::Volatile {
+        let here = self.config.planted.has(Bug::TraverseHere);
+        let waiting = if self.config.kind == Kind::Volatile && !here {
             self.members
         } else {
             [me].into_iter().collect()
@@ -91,6 +94,7 @@ impl Database {
             Mine {
                 client,
                 reqid,
+                empty,
                 waiting,
                 until: cx.now + self.config.tunables.traverse_timeout,
             },
@@ -274,19 +278,37 @@ impl Database {
         let members = self.members;
         let ids: Vec<u64> = self.traverses.mine.keys().copied().collect();
         for id in ids {
+            let mut empty = false;
             if let Some(mine) = self.traverses.mine.get_mut(&id) {
+                empty = mine.empty;
                 mine.waiting = if volatile {
                     members
                 } else {
                     [me].into_iter().collect()
                 };
             }
-            self.traverse_for(me, id, false);
+            self.traverse_for(me, id, empty);
             if volatile {
                 for node in self.others().iter() {
-                    self.send(cx, node, Body::Traverse { id, empty: false });
+                    self.send(cx, node, Body::Traverse { id, empty });
                 }
             }
+        }
+    }
+
+    /// The link to `peer` was made anew: what it was asked for, or sent, may be lost. It is asked again,
+    /// from the beginning, and forgets what it was at.
+    pub(super) fn traverse_link_reset<S>(&mut self, cx: &mut Cx<'_, S>, peer: Pnn) {
+        self.traverses.scans.retain(|scan| scan.to != peer);
+        let again: Vec<(u64, bool)> = self
+            .traverses
+            .mine
+            .iter()
+            .filter(|(_, mine)| mine.waiting.contains(peer))
+            .map(|(id, mine)| (*id, mine.empty))
+            .collect();
+        for (id, empty) in again {
+            self.send(cx, peer, Body::Traverse { id, empty });
         }
     }
 
@@ -303,6 +325,9 @@ impl Database {
         let sequence = cx.store.sequence();
         if *seen != sequence {
             *seen = sequence;
+            if self.config.planted.has(Bug::SequenceUntold) {
+                return;
+            }
             for to in self.others().iter() {
                 self.send(cx, to, Body::Sequence);
             }

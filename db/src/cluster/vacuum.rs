@@ -22,8 +22,9 @@ const BUDGET: usize = 128;
 /// Most records in each queue. What finds no room is found by the next full run.
 const MAX_QUEUE: usize = 500_000;
 
-/// Most records that a run asks the others about at a time.
-const MAX_ASKED: usize = 4096;
+/// Most records that a run asks the others about at a time: so many they, and this node at the end, look
+/// at in one step.
+const MAX_ASKED: usize = 512;
 
 /// A run that lasts longer is given up (`VacuumMaxRunTime`).
 const MAX_RUN: Duration = Duration::from_secs(120);

@@ -25,6 +25,9 @@ struct Args {
     /// Plant a bug.
     #[arg(long, value_parser = parse_bug)]
     bug: Option<Bug>,
+    /// Nothing goes wrong, and all want the same record; with the longest wait for it.
+    #[arg(long)]
+    calm: bool,
     /// Go on after a failing seed.
     #[arg(long)]
     keep_going: bool,
@@ -49,11 +52,19 @@ fn main() -> ExitCode {
         let options = Options {
             bug: args.bug,
             trace: args.trace,
+            calm: args.calm,
             ..Options::new(seed)
         };
         let outcome = dbsim::run(options);
         if args.seed.is_some() {
             println!("{}\n{:?}", outcome.trace, outcome.stats);
+        }
+        if args.calm {
+            let (nodes, worst) = (outcome.stats.nodes, outcome.stats.worst_call_us);
+            println!(
+                "seed {seed}: {nodes} nodes, {worst} us, {:?}",
+                outcome.stats.answered
+            );
         }
         if let Some(violation) = outcome.violation {
             println!("seed {seed}: {violation}");

@@ -47,6 +47,8 @@ pub struct Checker {
     models: BTreeMap<(usize, usize), Model>,
     version: u64,
     newest: Vec<Generation>,
+    /// Who was a member when a generation was first served.
+    tenants: BTreeMap<(usize, Generation), BTreeSet<Tenant>>,
     pub evictions: Vec<u64>,
     /// Keeps transactions of one database apart, as `g_lock` does.
     pub tx_lock: Vec<Option<usize>>,
@@ -61,6 +63,7 @@ impl Checker {
             models: BTreeMap::new(),
             version: 0,
             newest: vec![Generation::NONE; sides],
+            tenants: BTreeMap::new(),
             evictions: vec![0; 64],
             tx_lock: vec![None; sides],
             acknowledged: vec![BTreeSet::new(); sides],
@@ -78,13 +81,53 @@ impl Checker {
             .get(&(side, key))
             .map_or(0, |model| model.history.len())
     }
+
+    /// The same, unless its newest copy was lost.
+    pub fn settled_len(&self, side: usize, key: usize) -> Option<usize> {
+        match self.models.get(&(side, key)) {
+            None => Some(0),
+            Some(model) if model.open.is_some() => None,
+            Some(model) => Some(model.history.len()),
+        }
+    }
+
+    /// What a record was since its history was that long.
+    pub fn values_since(&self, side: usize, key: usize, low: usize) -> Vec<Option<u64>> {
+        let history = self
+            .models
+            .get(&(side, key))
+            .map_or(&[][..], |model| &model.history);
+        history[low.saturating_sub(1).min(history.len())..].to_vec()
+    }
+
+    /// Whether it was deleted since it had the value at this position, or lost.
+    pub fn gone_since(&self, side: usize, key: usize, position: usize) -> bool {
+        self.models
+            .get(&(side, key))
+            .is_none_or(|model| model.open.is_some() || model.history[position..].contains(&None))
+    }
+
+    /// Where a value stands in a record's history.
+    pub fn position(&self, side: usize, key: usize, value: Option<u64>) -> Option<usize> {
+        self.models.get(&(side, key))?.position(value?)
+    }
+
+    /// The newest generation that was served.
+    pub fn newest(&self, side: usize) -> Generation {
+        self.newest[side]
+    }
+
+    /// Transactions that were acknowledged.
+    pub fn acknowledged(&self, side: usize) -> &BTreeSet<u32> {
+        &self.acknowledged[side]
+    }
 }
 
-fn version(data: &[u8]) -> Option<u64> {
+pub fn version(data: &[u8]) -> Option<u64> {
     data.try_into().ok().map(u64::from_le_bytes)
 }
 
-fn list(record: Option<Record>) -> Vec<u32> {
+pub fn list(record: Option<Record>) -> Vec<u32> {
     record.map_or_else(Vec::new, |record| {
         record
             .data
@@ -223,6 +266,16 @@ impl World {
         self.check.newest[side] = generation;
         let members = self.nodes[node].sides[side].database.members();
         self.trace(|| format!("db {side}: generation {generation:?} of {members:?} is served"));
+        let tenants = members
+            .iter()
+            .map(Pnn::index)
+            .filter(|member| {
+                let database = &self.nodes[*member].sides[side].database;
+                self.nodes[*member].up && database.state() != State::New
+            })
+            .map(|member| self.tenant(member))
+            .collect();
+        self.check.tenants.insert((side, generation), tenants);
         if self.kinds[side] != Kind::Volatile {
             return;
         }
@@ -302,12 +355,19 @@ impl World {
 
     /// A transaction is acknowledged: it must be on the disk of every node of its generation.
     pub fn check_acknowledged(&mut self, node: usize, side: usize, tx: u32) {
-        let members = self.nodes[node].sides[side].database.members();
+        let database = &self.nodes[node].sides[side].database;
+        let (members, generation) = (database.members(), database.generation());
         self.stats.commits += 1;
         for other in members.iter().map(Pnn::index) {
+            // Who has begun anew since has nothing before its next recovery; the answer may be late.
+            let stays = self
+                .check
+                .tenants
+                .get(&(side, generation))
+                .is_some_and(|tenants| tenants.contains(&self.tenant(other)));
             let lives = self.nodes[other].up
                 && self.membership.members.get(&other) == Some(&self.nodes[other].life);
-            if self.kinds[side] != Kind::Persistent && !lives {
+            if self.kinds[side] != Kind::Persistent && !(lives && stays) {
                 continue;
             }
             if !list(self.copy(other, side, LISTS[0])).contains(&tx) {
@@ -322,6 +382,7 @@ impl World {
 
     /// When faults have been over for long.
     pub fn final_check(&mut self) {
+        self.check_walks();
         let late = self.now.saturating_sub(1500 * MS);
         for (index, client) in self.clients.clone().into_iter().enumerate() {
             if client.state != Place::Dead && client.done < late {

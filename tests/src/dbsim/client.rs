@@ -8,7 +8,7 @@ use ctdb_db::cluster::{
 use ctdb_db::record::{LtdbHeader, RecordFlags, Rsn};
 use rand::Rng as _;
 
-use super::world::{Event, US, World, pnn};
+use super::world::{Event, MS, US, World, pnn};
 
 /// Keys of a volatile database.
 pub const KEYS: usize = 4;
@@ -56,6 +56,10 @@ pub struct Client {
     pub low: usize,
     /// When it last did what it wanted.
     pub done: u64,
+    /// When the call was made.
+    pub asked: u64,
+    /// Sends the record to all nodes when it has changed it.
+    pub push: bool,
     /// Holds locks for long.
     pub slow: bool,
 }
@@ -78,7 +82,7 @@ const WRITER: u64 = 1 << 40;
 
 impl World {
     pub fn make_clients(&mut self) {
-        let rude = self.rng.random_bool(0.2);
+        let rude = self.rng.random_bool(0.2) && !self.options.calm;
         for node in 0..self.nodes.len() {
             for side in 0..self.kinds.len() {
                 let count = if self.kinds[side] == Kind::Volatile {
@@ -89,7 +93,7 @@ impl World {
                 for _ in 0..count {
                     if self.kinds[side] == Kind::Volatile {
                         let index = self.clients.len();
-                        let slow = self.rng.random_bool(0.1);
+                        let slow = self.rng.random_bool(0.1) && !self.options.calm;
                         self.clients.push(Client {
                             node,
                             side,
@@ -100,6 +104,8 @@ impl World {
                             number: 0,
                             low: 0,
                             done: 0,
+                            asked: 0,
+                            push: false,
                             slow,
                         });
                         self.client_in(index, 1000 * US);
@@ -152,9 +158,16 @@ impl World {
                 } else {
                     self.rng.random_range(0..KEYS)
                 };
+                let (wish, key) = if self.options.calm {
+                    (Wish::Update, 0)
+                } else {
+                    (wish, key)
+                };
+                let push = wish == Wish::Update && self.pushes(client.side);
                 let client = &mut self.clients[index];
                 client.wish = wish;
                 client.key = key;
+                client.push = push;
                 client.state = Place::Lock;
                 self.try_to_lock(index);
             }
@@ -205,6 +218,7 @@ impl World {
                 client.state = Place::Call;
                 client.number += 1;
                 client.low = low;
+                client.asked = self.now;
                 let number = client.number;
                 let life = self.nodes[node].life;
                 let delay = self.rng.random_range(2..20) * US;
@@ -259,6 +273,11 @@ impl World {
             self.broken("G.20", text);
             return;
         }
+        if self.options.calm && client.side == 0 && client.asked > 500 * MS {
+            let waited = (self.now - client.asked) / US;
+            self.stats.worst_call_us = self.stats.worst_call_us.max(waited);
+            self.stats.answered[client.node] += 1;
+        }
         let delay = self.rng.random_range(2..60) * US;
         if client.wish == Wish::Read {
             match LtdbHeader::split(data) {
@@ -297,9 +316,16 @@ impl World {
         } else {
             version.to_le_bytes().to_vec()
         };
+        if client.push {
+            record.rsn.0 += 1;
+        }
         self.check_write(node, side, client.key, &record);
         self.stats.updates += 1;
         self.nodes[node].sides[side].store.put(&record);
+        self.changed(node, side);
+        if client.push && !self.nodes[node].frozen {
+            self.push(node, side, client.key, &record);
+        }
         self.unlock(node, side, &name);
         if client.wish == Wish::Delete {
             let life = self.nodes[node].life;
@@ -323,7 +349,9 @@ impl World {
         let client = &mut self.clients[index];
         client.state = Place::Idle;
         client.done = now;
-        let delay = if self.rng.random_bool(0.2) {
+        let delay = if self.options.calm {
+            self.rng.random_range(5..50)
+        } else if self.rng.random_bool(0.2) {
             self.rng.random_range(1000..20_000)
         } else {
             self.rng.random_range(10..2000)
@@ -364,6 +392,7 @@ impl World {
     pub fn close_clients(&mut self, node: usize, side: usize) {
         let up = self.nodes[node].up;
         self.check.evictions[node] += 1;
+        self.end_walks(node, side);
         for index in 0..self.clients.len() {
             if self.clients[index].node == node && self.clients[index].side == side {
                 self.end_client(index, 10_000 * US);

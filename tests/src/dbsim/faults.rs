@@ -25,6 +25,7 @@ impl World {
             return;
         }
         self.stats.faults += 1;
+        self.disturbed_at = self.now;
         let node = self.rng.random_range(0..self.nodes.len());
         let other = (node + self.rng.random_range(1..self.nodes.len())) % self.nodes.len();
         let mut time = self.rng.random_range(10..900) * MS;
@@ -89,6 +90,7 @@ impl World {
 
     /// The end of a fault.
     pub fn heal(&mut self, fault: Fault) {
+        self.disturbed_at = self.now;
         match fault {
             Fault::Restart(node) => self.after(0, Event::Start { node }),
             Fault::Resume(node) => self.resume(node),

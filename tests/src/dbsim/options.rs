@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use ctdb_db::cluster::hold::Hold;
 use ctdb_db::cluster::planted::Bug;
 
 /// What gives a partition the right to serve.
@@ -24,6 +25,10 @@ pub struct Options {
     pub trace: usize,
     /// How long faults go on, in milliseconds.
     pub chaos_ms: u64,
+    /// Nothing goes wrong, and all want the same record of a volatile database.
+    pub calm: bool,
+    /// How long records stay.
+    pub hold: Hold,
 }
 
 impl Options {
@@ -34,6 +39,8 @@ impl Options {
             bug: None,
             trace: 0,
             chaos_ms: 3000,
+            calm: false,
+            hold: Hold::default(),
         }
     }
 }
@@ -80,6 +87,20 @@ pub struct Stats {
     pub faults: u64,
     /// Volatile records whose newest copy died with its node.
     pub lost_with_node: u64,
+    /// Traverses that ended.
+    pub traverses: u64,
+    /// Pushed records that were looked for on another node.
+    pub pushes: u64,
+    /// Change counters that were looked at on another node.
+    pub counters: u64,
+    /// Records that followed those of another database.
+    pub companions: u64,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Of a calm run: the longest wait of a call for the first database's record, in microseconds.
+    pub worst_call_us: u64,
+    /// Calls that were answered on each node.
+    pub answered: [u64; 8],
 }
 
 /// The end of a run.

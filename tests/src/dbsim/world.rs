@@ -7,8 +7,8 @@ use ctdb_db::cluster::memory::MemoryStore;
 use ctdb_db::cluster::message::Record;
 use ctdb_db::cluster::planted::Planted;
 use ctdb_db::cluster::{
-    Config, Database, Effect, Input, JobId, Kind, Leader, Lineage, Message, Note, Ticket, Tunables,
-    View,
+    Body, Config, Database, Effect, Input, JobId, Kind, Leader, Lineage, Message, Note, Ticket,
+    Tunables, View,
 };
 use ctdb_db::record::{DbId, LtdbHeader};
 use ctdb_wire::ids::{BootTime, Pnn};
@@ -17,6 +17,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::check::Checker;
 use super::client::{Client, Writer};
+use super::extras::{Arrival, Features, Walk};
 use super::membership::Membership;
 use super::node::{Node, Side};
 use super::options::{Authority, Options, Outcome, Stats, Violation};
@@ -38,6 +39,18 @@ pub enum Event {
     Fault,
     Heal(super::faults::Fault),
     Quiet,
+    /// Somebody wants all records.
+    Walk,
+    /// Something must have arrived.
+    Arrived(Box<Arrival>),
+    /// A record of a database that is used together with this one went to a node.
+    Companion {
+        node: usize,
+        life: u64,
+        side: usize,
+        key: Vec<u8>,
+        to: usize,
+    },
     /// A message over a link, or to the node itself (`session` 0).
     Deliver {
         from: usize,
@@ -111,6 +124,7 @@ impl Event {
             Self::LinkReset { node, .. }
             | Self::Tick { node, .. }
             | Self::Granted { node, .. }
+            | Self::Companion { node, .. }
             | Self::Call { node, .. }
             | Self::Deleted { node, .. }
             | Self::Commit { node, .. }
@@ -169,6 +183,15 @@ pub struct World {
     pub quiet: bool,
     /// Links have spikes of up to this.
     pub spike: u64,
+    pub features: Features,
+    /// For what was thought of later, so that runs without it are what they were.
+    pub extra: ChaCha8Rng,
+    pub walks: BTreeMap<u64, Walk>,
+    pub walked: u64,
+    /// How often a node (second) raised the change counter of another one (last).
+    pub told: BTreeMap<(usize, usize, usize), u64>,
+    /// When something went wrong or was mended last.
+    pub disturbed_at: u64,
     trace: VecDeque<String>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     number: u64,
@@ -177,6 +200,12 @@ pub struct World {
 impl World {
     pub fn new(options: Options) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+        let mut extra = ChaCha8Rng::seed_from_u64(options.seed ^ 0x6578_7472_6173);
+        let features = if options.calm {
+            Features::default()
+        } else {
+            Features::draw(&mut extra)
+        };
         let count = [2, 3, 3, 3, 4, 5][rng.random_range(0..6)];
         let kinds = vec![
             Kind::Volatile,
@@ -204,6 +233,12 @@ impl World {
             violation: None,
             quiet: false,
             spike: [0, 0, 2 * MS, 20 * MS][rng.random_range(0..4)],
+            features,
+            extra,
+            walks: BTreeMap::new(),
+            walked: 0,
+            told: BTreeMap::new(),
+            disturbed_at: 0,
             trace: VecDeque::new(),
             queue: BinaryHeap::new(),
             number: 0,
@@ -256,6 +291,12 @@ impl World {
                 world.set_up(node, side);
             }
         }
+        if world.options.calm {
+            world.quiet = true;
+            world.spike = 0;
+            world.readonly.fill(false);
+        }
+        world.stats.nodes = count;
         world.make_clients();
         world
     }
@@ -264,16 +305,19 @@ impl World {
         let planted = self.options.bug.map_or_else(Planted::default, Planted::one);
         let name = format!("db{side}.tdb");
         let id = DbId::of(&name);
+        let mut tunables = Tunables {
+            vacuum_interval: std::time::Duration::from_millis(60),
+            vacuum_fast_path: 3,
+            hold: self.options.hold,
+            ..Tunables::default()
+        };
+        self.features.tune(&mut tunables);
         let config = Config {
             id,
             name: name.clone(),
             kind: self.kinds[side],
             me: pnn(node),
-            tunables: Tunables {
-                vacuum_interval: std::time::Duration::from_millis(60),
-                vacuum_fast_path: 3,
-                ..Tunables::default()
-            },
+            tunables,
             planted,
         };
         (
@@ -286,14 +330,27 @@ impl World {
         if self.readonly[side] {
             self.input(node, side, Input::Readonly);
         }
+        if self.features.sticky {
+            self.input(node, side, Input::Sticky);
+        }
+        if self.features.sequences {
+            self.input(node, side, Input::EnableSeqnum);
+        }
     }
 
     /// Runs it to the end.
     pub fn run(mut self) -> Outcome {
         self.after(0, Event::Membership);
-        self.after(self.options.chaos_ms * MS, Event::Quiet);
-        self.after(300 * MS, Event::Fault);
-        let end = self.now + (self.options.chaos_ms + 4000) * MS;
+        let mut end = self.now + (self.options.chaos_ms + 4000) * MS;
+        if self.options.calm {
+            end = self.now + 1500 * MS;
+        } else {
+            self.after(self.options.chaos_ms * MS, Event::Quiet);
+            self.after(300 * MS, Event::Fault);
+        }
+        if self.features.traverses {
+            self.after(50 * MS, Event::Walk);
+        }
         while let Some(Reverse(Scheduled(at, _, event))) = self.queue.pop() {
             if at > end || self.violation.is_some() {
                 break;
@@ -359,6 +416,19 @@ impl World {
             Event::Fault => self.fault(),
             Event::Heal(fault) => self.heal(fault),
             Event::Quiet => self.calm(),
+            Event::Walk => self.walk(),
+            Event::Arrived(arrival) => self.arrived(&arrival),
+            Event::Companion {
+                node,
+                life,
+                side,
+                key,
+                to,
+            } => {
+                if self.alive(node, life) {
+                    self.companion(node, side, &key, to);
+                }
+            }
             Event::Deliver {
                 from,
                 to,
@@ -566,7 +636,13 @@ impl World {
                 Effect::Note(note) => {
                     self.trace(|| format!("node {node} db {side}: {note:?}"));
                 }
-                Effect::Went { .. } | Effect::Traversed { .. } => {}
+                Effect::Went { key, to } => self.went(node, side, key, to.index()),
+                Effect::Traversed {
+                    client,
+                    records,
+                    end,
+                    ..
+                } => self.traversed(client, records, end),
             }
         }
         self.schedule(node, side);
@@ -669,8 +745,20 @@ impl World {
             }
             self.effects(to, side, out);
         } else {
-            let from = pnn(from);
-            self.input(to, side, Input::Peer { from, message });
+            let counter = self.nodes[to].sides[side].store.sequence;
+            let of_change = matches!(message.body, Body::Sequence);
+            let peer = pnn(from);
+            self.input(
+                to,
+                side,
+                Input::Peer {
+                    from: peer,
+                    message,
+                },
+            );
+            if of_change && self.nodes[to].sides[side].store.sequence > counter {
+                *self.told.entry((side, from, to)).or_default() += 1;
+            }
         }
     }
 

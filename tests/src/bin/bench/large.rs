@@ -179,6 +179,51 @@ pub fn transaction(lab: &Lab, count: usize) -> Result<Vec<Figure>> {
     Ok(vec![Figure::new(what, Unit::Ms, took, goal)])
 }
 
+/// A backup and a restore of a persistent database of 100,000 records, by the command line.
+pub fn restore(lab: &Lab) -> Result<Vec<Figure>> {
+    const COUNT: usize = 100_000;
+    const PIECE: usize = 10_000;
+    let mut session = Session::connect_within(lab.node(0), LONG)?;
+    let mut db = session.attach("restore.tdb", Kind::Persistent)?;
+    for from in (0..COUNT).step_by(PIECE) {
+        let outcome = session.commit(&mut db, LONG, |changes| {
+            for number in from..from + PIECE {
+                changes.put(&name_of(number), data_of(number));
+            }
+            Ok(())
+        })?;
+        ensure!(outcome == Outcome::Committed, "{outcome:?}");
+    }
+    let file = lab.dir().join("restore.backup");
+    let path = file.to_str().ok_or_else(|| anyhow!("{}", file.display()))?;
+    let mut figures = Vec::new();
+    for (what, words) in [
+        ("backup", ["backupdb", "restore.tdb", path]),
+        ("restore", ["restoredb", path, "restore.tdb"]),
+    ] {
+        let start = Instant::now();
+        lab.node(0).ctdb(&words)?.success()?;
+        let took = start.elapsed().as_secs_f64() * 1e3;
+        figures.push(Figure::new(
+            format!("{what} of 100 k persistent records"),
+            Unit::Ms,
+            took,
+            "–",
+        ));
+    }
+    for node in lab.nodes() {
+        let mut session = Session::connect_within(node, LONG)?;
+        let db = session.attach("restore.tdb", Kind::Persistent)?;
+        let all = session.traverse(&db)?;
+        let found = all
+            .iter()
+            .filter(|(key, _)| key.starts_with(b"record"))
+            .count();
+        ensure!(found == COUNT, "node {} has {found} records", node.pnn());
+    }
+    Ok(figures)
+}
+
 /// A vacuum of all nodes after half of 100,000 records were deleted.
 pub fn vacuum(lab: &Lab) -> Result<Vec<Figure>> {
     const COUNT: usize = 100_000;

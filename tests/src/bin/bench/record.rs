@@ -48,7 +48,7 @@ pub struct Options {
 /// Measures once on a running cluster.
 pub type Measure = fn(&Lab) -> Result<Vec<Figure>>;
 
-const ALL: [(&str, Measure); 18] = [
+const ALL: [(&str, Measure); 19] = [
     ("record-ring", record_ring),
     ("message-ring", message_ring),
     ("tunnel", tunnel),
@@ -65,12 +65,13 @@ const ALL: [(&str, Measure); 18] = [
     ("recovery-500k", |lab| large::recovery(lab, 500_000)),
     ("big-10k", |lab| large::transaction(lab, 10_000)),
     ("big-100k", |lab| large::transaction(lab, 100_000)),
+    ("restore", large::restore),
     ("vacuum", large::vacuum),
     ("vanish", large::vanish),
 ];
 
 /// Beginnings of the names of measurements that get clusters of their own.
-const LARGE: [&str; 5] = ["traverse", "recovery", "big", "vacuum", "vanish"];
+const LARGE: [&str; 6] = ["traverse", "recovery", "big", "restore", "vacuum", "vanish"];
 
 /// Builds both clusters and measures.
 pub fn run(options: &Options) -> Result<ExitCode> {
