@@ -486,7 +486,7 @@ pub fn reload_public_addresses(config: &Config) -> (Option<Vec<PublicAddress>>, 
 }
 
 /// By its name or an alternative name.
-fn interface_exists(name: &str) -> bool {
+pub(crate) fn interface_exists(name: &str) -> bool {
     nix::net::if_::if_nametoindex(name).is_ok()
 }
 

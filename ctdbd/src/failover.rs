@@ -7,6 +7,7 @@
 
 pub mod connections;
 mod executor;
+mod herald;
 mod net;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -94,6 +95,16 @@ pub enum Job {
     Relocate(Vec<Relocation>),
     /// Announce what is held: these, or all.
     Announce(Option<IpAddr>),
+    /// Announce one address that the thread does not carry: an event script put it there, or it
+    /// is no public address. Three times, as CTDB does.
+    AnnounceOn {
+        /// Which.
+        address: IpAddr,
+        /// Where.
+        interface: String,
+    },
+    /// Announce that one no more: a script is about to release it.
+    Hush(IpAddr),
     /// Links or addresses of the host changed: look again.
     Rescan,
     /// The public addresses file was read again.

@@ -77,6 +77,24 @@ impl Announcer {
             .collect()
     }
 
+    /// Announces one address once on the interface of that name, whether it is there or not.
+    pub fn announce_by_name(&mut self, interface: &str, address: IpAddr) -> Result<(), Error> {
+        let doing = || format!("announce {address} on interface {interface}");
+        let links = link::links(&mut self.netlink).map_err(|error| {
+            Error::kernel(doing(), io::Error::new(error.kind(), error.to_string()))
+        })?;
+        match links.iter().find(|link| link.name == interface) {
+            Some(link) => self
+                .announce(&[(link.index, address)])
+                .pop()
+                .unwrap_or(Ok(())),
+            None => Err(Error::kernel(
+                doing(),
+                io::Error::from_raw_os_error(libc::ENODEV),
+            )),
+        }
+    }
+
     fn announce_on(&self, link: &Link, address: IpAddr) -> io::Result<()> {
         match address {
             IpAddr::V4(address) => {

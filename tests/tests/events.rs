@@ -305,6 +305,8 @@ fn scripts_can_carry_the_addresses() {
             == 1
     })
     .unwrap();
+    // The scripts do not announce what they put there; the daemon does, as CTDB's.
+    let observer = lab.observe(None).unwrap();
     for to in [2, 0, 1] {
         lab.ctdb(0, &["moveip", address, &to.to_string()])
             .unwrap()
@@ -318,7 +320,12 @@ fn scripts_can_carry_the_addresses() {
                 node.pnn()
             );
         }
+        lab.wait("the address to be announced", LONG, || {
+            observer.owner(address.parse().unwrap()) == Some(to)
+        })
+        .unwrap();
     }
+    drop(observer);
     assert!(lab.node(1).stop_graceful(LONG).unwrap().success());
     assert!(!carries(lab.node(1), address));
     lab.wait("the address to be elsewhere", LONG, || {

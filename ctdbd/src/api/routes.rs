@@ -541,10 +541,11 @@ const ROUTES: &[Route] = &[
     post(
         "/v1/ips/announce",
         Some("AnnounceRequest"),
-        "Gratuitous ARP or neighbour advertisements for one held address, or for all",
+        "Gratuitous ARP or neighbour advertisements for one held address, for all, or for one that \
+         is no public address, on the interface that is named",
         |input| {
-            let AnnounceBody { address } = input.json()?;
-            act(Action::Announce { address })
+            let AnnounceBody { address, interface } = input.json()?;
+            act(Action::Announce { address, interface })
         },
     ),
     get(

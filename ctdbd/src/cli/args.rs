@@ -324,6 +324,9 @@ pub enum Ip {
     Announce {
         /// The address [default: all that the node serves]
         address: Option<IpAddr>,
+        /// Where to announce an address that is no public address of the cluster
+        #[arg(long, requires = "address")]
+        interface: Option<String>,
     },
     /// Why an address is where it is, in one line; with --all also who else could host it
     Why {

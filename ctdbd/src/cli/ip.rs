@@ -47,9 +47,10 @@ pub(super) fn run(asking: &Asking, verb: &args::Ip) -> Result<String, Failure> {
         }
         args::Ip::Reallocate => asking.change("/v1/ips/reallocate", &json!({})),
         args::Ip::Reload => asking.change(&asking.at("/v1/ips/reload"), &json!({})),
-        args::Ip::Announce { address } => {
-            asking.change(&asking.at("/v1/ips/announce"), &json!({"address": address}))
-        }
+        args::Ip::Announce { address, interface } => asking.change(
+            &asking.at("/v1/ips/announce"),
+            &json!({"address": address, "interface": interface}),
+        ),
     }
 }
 

@@ -17,6 +17,7 @@ use super::AskKind;
 use super::answers::{LEVELS, tunable};
 use super::hub::{Effect, Hub, Origin, Then, Verdict};
 use crate::failover::connections::Said;
+use crate::log::LogLevel;
 use crate::messaging::registry::MAX_LIST;
 
 /// Status of SET_TUNABLE for one that has no effect any more.
@@ -78,13 +79,15 @@ impl Hub {
             Request::SetTcpTickleList(list) => self.set_tickles(list),
 
             Request::SetTunable(set) => self.set_tunable(origin, *set),
-            Request::SetDebug(level) => match LEVELS.iter().find(|(number, _)| number == level) {
-                Some((_, level)) => {
-                    let level = level.name().to_owned();
-                    self.ask(AskKind::Act(Action::LogLevel { level }), origin)
-                }
-                None => Verdict::Failed,
-            },
+            // CTDB takes any number; one between two levels means the lower one.
+            Request::SetDebug(number) => {
+                let named = LEVELS.iter().filter(|(known, _)| known <= number);
+                let level = named
+                    .max_by_key(|(known, _)| *known)
+                    .map_or(LogLevel::Error, |(_, level)| *level);
+                let level = level.name().to_owned();
+                self.ask(AskKind::Act(Action::LogLevel { level }), origin)
+            }
             Request::SetLmasterRole(on) => self.capabilities(origin, None, Some(*on != 0)),
             Request::SetRecmasterRole(on) => self.capabilities(origin, Some(*on != 0), None),
 
@@ -111,8 +114,14 @@ impl Hub {
             }
             Request::SetIfaceLinkState(interface) => self.set_link(origin, interface),
             Request::SendGratuitousArp(info) => {
-                let address = Some(info.address.ip());
-                self.ask(AskKind::Act(Action::Announce { address }), origin)
+                let Ok(interface) = std::str::from_utf8(info.interface) else {
+                    return Verdict::Failed;
+                };
+                let action = Action::Announce {
+                    address: Some(info.address.ip().to_canonical()),
+                    interface: Some(interface.to_owned()).filter(|name| !name.is_empty()),
+                };
+                self.ask(AskKind::Act(action), origin)
             }
             Request::TakeoverIp(ip) => self.takeover(origin, ip),
             Request::IpReallocated => {
@@ -126,6 +135,11 @@ impl Hub {
             // The leader has an address released where it is, as a part of the move that
             // TAKEOVER_IP asks for. The others are what CTDB's daemons tell each other, and have
             // no part in this cluster.
+            Request::ModifyFlags(change)
+                if !self.snapshot.nodes.iter().any(|n| n.pnn == change.pnn) =>
+            {
+                Verdict::Failed
+            }
             Request::ReleaseIp(_)
             | Request::ModifyFlags(_)
             | Request::Startup

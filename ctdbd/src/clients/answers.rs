@@ -309,8 +309,8 @@ impl Hub {
             current_time: now,
             ..Default::default()
         };
+        // The intervals that are over stay, as with CTDB.
         self.sampled = self.statistics;
-        self.history.clear();
     }
 
     /// What was counted since the last time; `ctdb stats` shows the newest first.

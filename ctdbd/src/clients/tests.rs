@@ -21,6 +21,8 @@ use ctdb_wire::ids::NodeFlags;
 use super::*;
 use crate::failover::connections::Said;
 
+mod odd;
+
 const GENERATION: u32 = 0x1234_5678;
 
 struct Node {

@@ -55,12 +55,16 @@ impl PublicAddress {
             .next()
             .ok_or_else(|| format!("{net} has no interface"))?;
         let mut interfaces: Vec<String> = Vec::new();
-        for name in list.split(',') {
+        // Empty names (`eth0, eth1`, where CTDB does not read what follows the blank) are passed over.
+        for name in list.split(',').filter(|name| !name.is_empty()) {
             check_interface_name(name)?;
             if interfaces.iter().any(|known| known == name) {
                 return Err(format!("the interface {name} is named twice"));
             }
             interfaces.push(name.to_owned());
+        }
+        if interfaces.is_empty() {
+            return Err(format!("{net} has no interface"));
         }
         if interfaces.len() > MAX_INTERFACES {
             return Err(format!("{net} has more than {MAX_INTERFACES} interfaces"));
@@ -118,9 +122,6 @@ impl PublicAddress {
 }
 
 fn check_interface_name(name: &str) -> Result<(), String> {
-    if name.is_empty() {
-        return Err("there is an empty name in the list of interfaces".to_owned());
-    }
     if name.len() > MAX_INTERFACE_NAME {
         return Err(format!(
             "the interface name '{name}' is longer than {MAX_INTERFACE_NAME} characters"
@@ -196,6 +197,16 @@ mod tests {
         assert_eq!(addresses[1].line, 4);
     }
 
+    /// Of `eth0, eth1` CTDB reads the first word alone, and starts (ctdb 4.17.12, 2026-11-29).
+    #[test]
+    fn empty_names_of_interfaces_are_passed_over() {
+        let (addresses, problems) = list("10.0.0.1/24 eth0, eth1\n10.0.0.2/24 eth0,,eth1,\r\n");
+        assert_eq!(problems, Vec::<String>::new());
+        let addresses = addresses.unwrap();
+        assert_eq!(addresses[0].interfaces, ["eth0"]);
+        assert_eq!(addresses[1].interfaces, ["eth0", "eth1"]);
+    }
+
     #[test]
     fn mistakes_are_named_with_their_line() {
         for (text, part) in [
@@ -208,7 +219,7 @@ mod tests {
                 "p:1: error: '10.0.0.1/33' is not an address",
             ),
             ("\n10.0.0.1/24", "p:2: error: 10.0.0.1/24 has no interface"),
-            ("10.0.0.1/24 eth0,", "p:1: error: there is an empty name"),
+            ("10.0.0.1/24 ,", "p:1: error: 10.0.0.1/24 has no interface"),
             (
                 "10.0.0.1/24 eth0,eth0",
                 "p:1: error: the interface eth0 is named twice",

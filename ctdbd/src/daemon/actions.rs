@@ -22,7 +22,6 @@ use crate::api::{self, Command, Wanted};
 use crate::clients::{Ask, AskKind};
 use crate::clock::boot_now;
 use crate::config::Tunable;
-use crate::failover::Job;
 use crate::log::LogLevel;
 
 /// Longest wait for an effect; then the answer says what is still missing.
@@ -350,7 +349,7 @@ impl Node {
                 interfaces,
             } => return self.add_address(address, prefix, &interfaces, reply),
             Action::RemoveAddress { address } => return self.remove_address(address, reply),
-            Action::Announce { address } => self.announce(address),
+            Action::Announce { address, interface } => self.announce(address, interface),
             Action::InterfaceLink { name, up } => match self.parts.local.hold_link(&name, up) {
                 Ok(changed) => {
                     self.links_changed();
@@ -544,25 +543,6 @@ impl Node {
             }
         };
         self.actions.ready.push((reply, refused));
-    }
-
-    fn announce(&mut self, address: Option<IpAddr>) -> Answer {
-        let holds = self.parts.coordinator.holder().holds();
-        if let Some(address) = address
-            && !holds.contains_key(&address)
-        {
-            return Err(ApiError::new(
-                409,
-                "not_held",
-                format!("this node does not host {address}; only its host announces an address"),
-            ));
-        }
-        let count = address.map_or(holds.len(), |_| 1);
-        self.parts.executor.submit(Job::Announce(address));
-        json(&Done {
-            changed: true,
-            message: format!("{count} addresses announced"),
-        })
     }
 
     pub(super) fn wait(&mut self, wait: Wait, done: Done, reply: Reply) {

@@ -8,8 +8,9 @@ use ctdb_wire::api::{ApiError, Done};
 use ctdb_wire::ids::MAX_ADDRESSES;
 use ipnet::IpNet;
 
-use super::actions::{Reply, Wait};
+use super::actions::{Answer, Reply, Wait, json};
 use super::node::Node;
+use crate::config::interface_exists;
 use crate::failover::Job;
 
 /// The list with one more address.
@@ -67,6 +68,13 @@ impl Node {
         reply: Reply,
     ) {
         let list = with(self.parts.local.addresses(), address, prefix, interfaces);
+        let list = list.and_then(|list| {
+            let unknown = interfaces.iter().find(|name| !interface_exists(name));
+            unknown.map_or(Ok(list), |name| {
+                let text = format!("there is no interface {name}; see `ip link`");
+                Err(ApiError::new(404, "no_such_interface", text))
+            })
+        });
         let message = format!("{address}/{prefix} is a public address of this node");
         self.take_addresses(list, message, reply);
     }
@@ -75,6 +83,54 @@ impl Node {
         let list = without(self.parts.local.addresses(), address);
         let message = format!("{address} is no public address of this node any more");
         self.take_addresses(list, message, reply);
+    }
+
+    /// Gratuitous ARP or neighbour advertisements. A public address is announced by its host alone
+    /// (ADDR-1); any other address, such as that of an LVS service, by who is asked.
+    pub(super) fn announce(
+        &mut self,
+        address: Option<IpAddr>,
+        interface: Option<String>,
+    ) -> Answer {
+        let holds = self.parts.coordinator.holder().holds();
+        let held: Vec<IpAddr> = match address {
+            None => holds.keys().copied().collect(),
+            Some(address) if holds.contains_key(&address) => vec![address],
+            Some(address) => {
+                let snapshot = self.snapshot();
+                let public: Vec<IpAddr> = snapshot.addresses.iter().map(|a| a.address).collect();
+                let interface = herald_on(address, interface, &public)?;
+                self.parts
+                    .executor
+                    .submit(Job::AnnounceOn { address, interface });
+                return json(&Done {
+                    changed: true,
+                    message: format!("{address} announced"),
+                });
+            }
+        };
+        let message = format!("{} addresses announced", held.len());
+        if self.parts.builtin {
+            self.parts.executor.submit(Job::Announce(address));
+        } else {
+            held.into_iter()
+                .for_each(|address| self.script_announce(address));
+        }
+        json(&Done {
+            changed: true,
+            message,
+        })
+    }
+
+    /// With `addresses = script` nobody but the daemon announces what a script has put on an
+    /// interface.
+    pub(super) fn script_announce(&mut self, address: IpAddr) {
+        if let Some(interface) = self.parts.local.interface_of(address) {
+            self.parts.executor.submit(Job::AnnounceOn {
+                address,
+                interface: interface.to_owned(),
+            });
+        }
     }
 
     /// From now on these are this node's public addresses.
@@ -100,12 +156,46 @@ impl Node {
     }
 }
 
+/// Where to announce an address that this node does not host; `public` are the cluster's.
+fn herald_on(
+    address: IpAddr,
+    interface: Option<String>,
+    public: &[IpAddr],
+) -> Result<String, ApiError> {
+    if public.contains(&address) {
+        return Err(ApiError::new(
+            409,
+            "not_held",
+            format!("this node does not host {address}; only its host announces an address"),
+        ));
+    }
+    interface.ok_or_else(|| {
+        ApiError::new(
+            409,
+            "not_held",
+            format!("{address} is no public address; name the interface to announce it on"),
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn code(result: Result<Vec<PublicAddress>, ApiError>) -> String {
         result.unwrap_err().code
+    }
+
+    #[test]
+    fn only_its_host_announces_a_public_address() {
+        let lvs: IpAddr = "10.0.0.9".parse().unwrap();
+        let public: IpAddr = "10.0.0.1".parse().unwrap();
+        let on = |address, interface: Option<&str>| {
+            herald_on(address, interface.map(str::to_owned), &[public])
+        };
+        assert_eq!(on(lvs, Some("eth0")).unwrap(), "eth0");
+        assert_eq!(on(lvs, None).unwrap_err().code, "not_held");
+        assert_eq!(on(public, Some("eth0")).unwrap_err().code, "not_held");
     }
 
     #[test]

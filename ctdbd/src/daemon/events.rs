@@ -448,6 +448,7 @@ impl Node {
                 if result.is_err() {
                     self.parts.local.unplace(address);
                 } else {
+                    self.script_announce(address);
                     self.parts.clients.taken(address);
                     if let Some((term, seq)) = self.parts.coordinator.holder().last_order() {
                         self.parts.connections.taken(address, Tenure { term, seq });
@@ -567,6 +568,7 @@ impl Node {
                 public.net.prefix_len()
             });
         self.parts.connections.frozen(address);
+        self.parts.executor.submit(Work::Hush(address));
         let event = Event::address("releaseip", &interface, address, bits);
         self.address_event(event, Some(Answer::Release(address)));
     }

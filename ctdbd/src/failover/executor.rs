@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Sender;
 
 use super::connections::Message;
+use super::herald::Herald;
 use super::net::{Net, Phases};
 use super::{Job, Outcome, Placed, Setup};
 
@@ -40,6 +41,7 @@ pub(super) struct Thread {
     opened_at: Instant,
     next_poll: Option<Instant>,
     next_announce: Option<Instant>,
+    herald: Herald,
 }
 
 impl Thread {
@@ -60,6 +62,7 @@ impl Thread {
             opened_at: Instant::now(),
             next_poll: None,
             next_announce: None,
+            herald: Herald::default(),
         }
     }
 
@@ -126,6 +129,7 @@ impl Thread {
             .chain(refused)
             .chain(self.next_poll)
             .chain(self.next_announce)
+            .chain(self.herald.next())
             .min()
     }
 
@@ -154,6 +158,7 @@ impl Thread {
                 self.release(addresses);
             }
         }
+        self.herald.work(now);
         let Some(net) = &mut self.net else { return };
         if self.next_poll.is_some_and(|at| at <= now) {
             net.poll_openings();
@@ -244,6 +249,10 @@ impl Thread {
                     net.announce(only);
                 }
             }
+            Job::AnnounceOn { address, interface } => {
+                self.herald.ask(address, interface, Instant::now());
+            }
+            Job::Hush(address) => self.herald.hush(address),
             Job::Rescan => {
                 if let Some(net) = &mut self.net {
                     if let Err(error) = net.rescan() {

@@ -480,6 +480,8 @@ pub enum Action {
     Announce {
         /// One address, or all that this node holds.
         address: Option<IpAddr>,
+        /// Where to announce an address that is no public address of the cluster.
+        interface: Option<String>,
     },
     /// `POST /v1/interfaces/{name}/link`.
     InterfaceLink {

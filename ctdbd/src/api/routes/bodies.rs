@@ -28,6 +28,8 @@ pub(super) struct MoveBody {
 #[serde(deny_unknown_fields)]
 pub(super) struct AnnounceBody {
     pub(super) address: Option<IpAddr>,
+    #[serde(default)]
+    pub(super) interface: Option<String>,
 }
 
 #[derive(Deserialize)]

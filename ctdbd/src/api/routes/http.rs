@@ -49,9 +49,10 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
         Action::RemoveAddress { address } => {
             post("/v1/ips/remove", serde_json::json!({"address": address}))
         }
-        Action::Announce { address } => {
-            post("/v1/ips/announce", serde_json::json!({"address": address}))
-        }
+        Action::Announce { address, interface } => post(
+            "/v1/ips/announce",
+            serde_json::json!({"address": address, "interface": interface}),
+        ),
         Action::InterfaceLink { name, up } => {
             let path = format!("/v1/interfaces/{}/link", encode_segment(name));
             post(&path, serde_json::json!({"up": up}))

@@ -30,8 +30,12 @@ fn every_action_survives_the_way_to_another_node() {
         Action::RemoveAddress { address },
         Action::Announce {
             address: Some(address),
+            interface: Some("eth0".into()),
         },
-        Action::Announce { address: None },
+        Action::Announce {
+            address: None,
+            interface: None,
+        },
         Action::InterfaceLink {
             name: "eth0.5/x %".into(),
             up: false,

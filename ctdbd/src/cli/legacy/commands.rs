@@ -298,12 +298,12 @@ pub(super) fn set_interface_link(tool: &mut Tool, args: &[String]) -> Result {
 }
 
 pub(super) fn announce(tool: &mut Tool, args: &[String]) -> Result {
-    let [word, _interface] = args else {
+    let [word, interface] = args else {
         return Err(End::Usage);
     };
     let address = address(word)?;
     let path = tool.at("/v1/ips/announce");
-    let body = json!({"address": address});
+    let body = json!({"address": address, "interface": interface});
     tool.post(&path, &body).map_err(|error| {
         let node = tool.target();
         tool.failed("SEND_GRATUITOUS_ARP", &error, || match node {
@@ -371,7 +371,8 @@ pub(super) fn reload(tool: &mut Tool, args: &[String]) -> Result {
     if failed {
         tool.complain("Failed to reload IPs on some nodes.");
     }
-    reallocate(tool, &[])
+    let status = reallocate(tool, &[])?;
+    Ok(if failed { 1 } else { status }) // OPS-2
 }
 
 /// `ctdb reloadnodes`: its texts on the streams that the old tool writes them to

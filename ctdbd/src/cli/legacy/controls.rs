@@ -226,14 +226,15 @@ pub(super) fn stats(tool: &mut Tool, args: &[String]) -> Result {
 pub(super) fn process_exists(tool: &mut Tool, args: &[String]) -> Result {
     let (word, srvid) = match args {
         [pid] => (pid, None),
-        [pid, srvid] => (pid, Some(srvid)),
+        [pid, srvid] => (pid, Some(srvid.as_str())),
         _ => return Err(End::Usage),
     };
     // As `atoi` reads it.
     let digits: String = word.chars().take_while(char::is_ascii_digit).collect();
     let pid: i32 = digits.parse().unwrap_or(0);
     let (control, request, named) = match srvid {
-        None => (
+        // CTDB's tool takes 0 for none.
+        None | Some("0" | "0x0") => (
             "PROCESS_EXISTS",
             Request::ProcessExists(pid),
             format!("PID {pid}"),
