@@ -250,6 +250,8 @@ impl Daemon {
         let terminate = signal(SignalKind::terminate()).map_err(system("signal handler"))?;
         let interrupt = signal(SignalKind::interrupt()).map_err(system("signal handler"))?;
         let hangup = signal(SignalKind::hangup()).map_err(system("signal handler"))?;
+        // CTDB ignores it (`spec/cluster.md`, start-up order); the handler stays when this goes.
+        drop(signal(SignalKind::user_defined1()).map_err(system("signal handler"))?);
         let incarnation = draw_incarnation()?;
         tracing::warn!(
             node = %settings.me, release = settings.release, profile = settings.profile,

@@ -183,7 +183,7 @@ impl Log {
                         _worker: None,
                     });
                 }
-                (Box::new(DevLog::open()?), plain(false))
+                (Box::new(DevLog::open(Path::new("/dev/log"))?), plain(false))
             }
             Location::Udp { rfc5424 } => {
                 (Box::new(UdpLog::open(*rfc5424, &host, pid)?), plain(false))
@@ -307,14 +307,42 @@ impl Write for ReopenFile {
 /// Facility daemon, severity notice.
 const PRIORITY: u8 = 3 * 8 + 5;
 
-struct DevLog(UnixDatagram);
+/// The log service's socket. A service that is not there yet, or comes back with a new socket, is
+/// connected to before the next line; what is said meanwhile is lost, and nobody waits.
+struct DevLog {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
 
 impl DevLog {
-    fn open() -> Result<Self, LogError> {
+    fn open(path: &Path) -> Result<Self, LogError> {
         let socket = UnixDatagram::unbound().map_err(LogError::Socket)?;
         socket.set_nonblocking(true).map_err(LogError::Socket)?;
-        socket.connect("/dev/log").map_err(LogError::Socket)?;
-        Ok(Self(socket))
+        let log = Self {
+            socket,
+            path: path.to_owned(),
+        };
+        if let Err(error) = log.socket.connect(path) {
+            let _ = writeln!(
+                io::stderr(),
+                "ctdbd: nobody listens at {}: {error}; the log begins when the log service does",
+                path.display()
+            );
+        }
+        Ok(log)
+    }
+
+    fn send(&self, message: &[u8]) {
+        match self.socket.send(message) {
+            Ok(_) => {}
+            // It does not keep up.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => {
+                if self.socket.connect(&self.path).is_ok() {
+                    let _ = self.socket.send(message);
+                }
+            }
+        }
     }
 }
 
@@ -326,7 +354,7 @@ impl Write for DevLog {
             std::process::id(),
             text.trim_end()
         );
-        let _ = self.0.send(message.as_bytes());
+        self.send(message.as_bytes());
         Ok(line.len())
     }
 
@@ -396,6 +424,27 @@ mod tests {
         assert_eq!(LogLevel::parse("11"), None);
         assert_eq!(LogLevel::parse("loud"), None);
         assert_eq!(LogLevel::parse(""), None);
+    }
+
+    #[test]
+    fn a_log_service_that_comes_late_and_comes_back_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = DevLog::open(&path).unwrap();
+        log.write_all(b"lost\n").unwrap();
+        for text in ["one", "two"] {
+            let service = UnixDatagram::bind(&path).unwrap();
+            service
+                .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+                .unwrap();
+            log.write_all(text.as_bytes()).unwrap();
+            let mut line = [0; 100];
+            let length = service.recv(&mut line).unwrap();
+            let line = String::from_utf8_lossy(&line[..length]).into_owned();
+            assert!(line.ends_with(&format!("]: {text}")), "{line}");
+            drop(service);
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]
