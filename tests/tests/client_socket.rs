@@ -118,6 +118,11 @@ fn without_digits(text: &str) -> String {
 
 fn all_outputs(flavor: Flavor) -> BTreeMap<String, String> {
     let lab = lab(flavor);
+    // CTDB calls a node healthy before its takeover run is through, and may move addresses again.
+    lab.wait("node 0 to host its share of the addresses", LONG, || {
+        tool(lab.node(0), &["-X", "ifaces"]).contains("|pub0|1|2|")
+    })
+    .unwrap();
     // Time for some intervals of the statistics.
     std::thread::sleep(Duration::from_secs(3));
     let mut outputs = BTreeMap::new();
