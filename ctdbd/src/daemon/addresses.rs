@@ -113,8 +113,9 @@ impl Node {
         if self.parts.builtin {
             self.parts.executor.submit(Job::Announce(address));
         } else {
-            held.into_iter()
-                .for_each(|address| self.script_announce(address));
+            for address in held {
+                self.script_announce(address);
+            }
         }
         json(&Done {
             changed: true,
