@@ -35,7 +35,7 @@ use send::{Log, Stream};
 use tickling::Tickling;
 
 /// Changes wait at most this long for others to travel with (ADDR-3: 100 ms to all nodes).
-pub const COALESCE: Duration = Duration::from_millis(20);
+pub const COALESCE: Duration = Duration::from_millis(10);
 /// Digests are compared this often.
 pub const COMPARE: Duration = Duration::from_secs(5);
 

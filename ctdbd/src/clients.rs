@@ -31,6 +31,7 @@ mod links;
 mod peers;
 pub mod socket;
 mod steward;
+mod stream;
 #[cfg(test)]
 mod tests;
 

@@ -20,6 +20,7 @@ mod replies;
 mod settings;
 mod snapshot;
 mod stop;
+mod ticker;
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,7 @@ use events::Finished;
 use history::History;
 use node::{Node, Parts};
 use settings::Settings;
+use ticker::Ticker;
 
 /// Commands of the API that may wait for the main loop; at the bound clients wait.
 const COMMANDS: usize = 128;
@@ -495,11 +497,11 @@ impl Daemon {
     async fn main_loop(mut self) -> Result<ExitCode, DaemonError> {
         self.node.event(ctdb_core::events::Input::Ready);
         notify(&[sd_notify::NotifyState::Ready]);
-        let mut tick = tokio::time::interval(node::TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let ticker =
+            Ticker::start(node::TICK).map_err(system("cannot set the main loop's timer"))?;
         let mut stop = None;
         loop {
-            self.turn(&mut tick).await;
+            self.turn(&ticker).await;
             self.node.step();
             if self.node.parts.local.run_state() == ctdb_wire::ids::RunState::Shutdown {
                 let stopping = stop.get_or_insert_with(|| {
@@ -531,7 +533,7 @@ impl Daemon {
     }
 
     /// Waits for one thing to happen and takes it in.
-    async fn turn(&mut self, tick: &mut tokio::time::Interval) {
+    async fn turn(&mut self, ticker: &Ticker) {
         let guard = async {
             match &mut self.guard {
                 Some(guard) => drop(guard.wait().await),
@@ -556,7 +558,7 @@ impl Daemon {
             Some(event) = lock => self.node.lock_event(event),
             Some(event) = self.links.recv() => self.node.link(event),
             Some(outcome) = self.outcomes.recv() => self.node.outcome(outcome),
-            _ = tick.tick() => {
+            () = ticker.tick() => {
                 self.node.tick();
                 notify(&[sd_notify::NotifyState::Watchdog]);
             }

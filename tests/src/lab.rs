@@ -559,7 +559,8 @@ pub fn workspace_binary(variable: &str, name: &str) -> Result<PathBuf> {
         })
 }
 
-pub(crate) fn helper_binary() -> Result<PathBuf> {
+/// The program of this package that labs start for their services and crowds.
+pub fn helper_binary() -> Result<PathBuf> {
     workspace_binary("LAB_HELPER_BIN", "lab-helper")
 }
 

@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use ctdb_wire::client::packet::{Framed, framed};
 use ctdb_wire::ids::NodeSet;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::Clients;
+use super::stream::{READ, Stream};
 use crate::messaging::registry::ClientId;
 
 /// Connections that are served; more wait in the listen queue.
@@ -24,8 +23,6 @@ pub const MAX_CLIENTS: usize = 16_384;
 pub const MAX_UNFINISHED: usize = 2 << 30;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 100;
-/// Bytes of one read while no long packet is under way.
-const READ: usize = 16 * 1024;
 /// Longest pause of a client that sends to a node which does not take its frames.
 const CONGESTED: Duration = Duration::from_secs(5);
 
@@ -202,34 +199,38 @@ fn admit(
     }
     let pid = credentials.pid().unwrap_or(0);
     let ((id, wake), _) = clients.with(|hub| hub.connected(pid));
-    let (reader, writer) = stream.into_split();
+    let stream = match Stream::new(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, pid, "a client is not accepted");
+            clients.gone(id);
+            return;
+        }
+    };
     let connection = Connection {
         clients: clients.clone(),
         id,
-        writer,
+        stream,
         wake,
         partial: Vec::new(),
         counted: 0,
         unfinished: Arc::clone(unfinished),
-        blocked: false,
         sent_to: NodeSet::EMPTY,
         _place: place,
     };
-    tokio::spawn(connection.run(reader));
+    tokio::spawn(connection.run());
 }
 
 struct Connection {
     clients: Clients,
     id: ClientId,
-    writer: OwnedWriteHalf,
+    stream: Stream,
     wake: Arc<Notify>,
     /// Packets that have not come whole, or not been looked at.
     partial: Vec<u8>,
     /// Of its bytes, those in the common count.
     counted: usize,
     unfinished: Arc<Unfinished>,
-    /// The socket takes nothing.
-    blocked: bool,
     /// Nodes that its last packets went to.
     sent_to: NodeSet,
     _place: OwnedSemaphorePermit,
@@ -246,7 +247,7 @@ impl Drop for Connection {
 struct Over;
 
 impl Connection {
-    async fn run(mut self, mut reader: OwnedReadHalf) {
+    async fn run(mut self) {
         let clients = self.clients.clone();
         let wake = Arc::clone(&self.wake);
         let mut ended = clients.shared.ended.subscribe();
@@ -254,15 +255,15 @@ impl Connection {
             // Registered before it is looked at, so that no room is missed.
             let room = clients.shared.room.notified();
             let congested = !self.sent_to.is_empty() && clients.is_congested(self.sent_to);
-            self.make_room();
+            let room_for = self.room_for();
             let alive = tokio::select! {
-                read = reader.read_buf(&mut self.partial), if !congested => match read {
+                read = self.stream.read(&mut self.partial, room_for), if !congested => match read {
                     Ok(1..) => self.take_in(),
                     Ok(0) | Err(_) => Err(Over),
                 },
-                writable = self.writer.writable(), if self.blocked => {
-                    self.blocked = false;
-                    writable.map_err(|_| Over)
+                room = self.stream.room(), if self.stream.is_blocked() => {
+                    self.stream.unblock();
+                    room.map_err(|_| Over)
                 }
                 () = wake.notified() => Ok(()),
                 () = room, if congested => Ok(()),
@@ -272,20 +273,20 @@ impl Connection {
                 }
                 _ = ended.wait_for(|ended| *ended) => Err(Over),
             };
-            if alive.is_err() || !self.blocked && self.write().is_err() {
+            if alive.is_err() || !self.stream.is_blocked() && self.write().is_err() {
                 return;
             }
         }
     }
 
     /// Room for bytes that may come is taken as they come, at most doubling.
-    fn make_room(&mut self) {
+    fn room_for(&self) -> usize {
         let held = self.partial.len();
         let wanted = match framed(&self.partial) {
             Framed::Incomplete(length) => length - held,
             _ => 0,
         };
-        self.partial.reserve(wanted.clamp(READ, READ.max(held)));
+        wanted.clamp(READ, READ.max(held))
     }
 
     /// Takes in all packets that have come whole.
@@ -335,10 +336,9 @@ impl Connection {
         let output = output.ok_or(Over)?;
         let mut at = 0;
         while at < output.len() {
-            match self.writer.try_write(&output[at..]) {
+            match self.stream.write(&output[at..]) {
                 Ok(count) => at += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.blocked = true;
                     let rest = output[at..].to_vec();
                     self.clients.with(|hub| hub.unwritten(self.id, rest));
                     return Ok(());

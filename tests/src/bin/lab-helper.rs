@@ -37,6 +37,13 @@ enum Role {
         #[arg(long)]
         count: usize,
     },
+    /// Holds idle connections to the servers that its standard input names, up to an empty line,
+    /// and says when each was told that it is gone.
+    Hold {
+        /// The client's namespace.
+        #[arg(long)]
+        client: String,
+    },
     /// Waits for the end of standard input; unless it was told `done` or `keep`, removes the lab.
     Watch {
         /// The lab's name.
@@ -117,6 +124,7 @@ fn children(role: Role) -> Result<()> {
             port,
             count,
         } => lab::stage::hold(&client, port, count),
+        Role::Hold { client } => lab::held::hold(&client),
         Role::Destroy { name } => {
             lab::netns::destroy(&name);
             let left = lab::netns::remains(&name);

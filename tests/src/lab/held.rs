@@ -5,8 +5,10 @@
 //! line of its own every [`BEAT`]; an idle one never says anything, as a mounted share does for
 //! hours.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -218,6 +220,104 @@ impl Drop for Held {
             let _ = thread.join();
         }
     }
+}
+
+/// Idle connections that children of this process hold: no process may open 50,000 files
+/// everywhere.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    children: Vec<Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    child: Child,
+    /// Its end ends the child.
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Crowd {
+    /// A child for each list, which opens a connection to each of its servers from within `client`.
+    pub fn open(client: &Netns, lists: &[Vec<SocketAddr>]) -> Result<Self> {
+        let mut crowd = Self::default();
+        for list in lists {
+            let mut command = Command::new(super::helper_binary()?);
+            command
+                .args(["hold", "--client", client.name()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped());
+            let mut child = client.spawn(&mut command)?;
+            let mut input = child.stdin.take().context("no standard input")?;
+            let output = child.stdout.take().context("no standard output")?;
+            let mut servers = String::new();
+            for server in list {
+                writeln!(servers, "{server}")?;
+            }
+            let begun = input.write_all(format!("{servers}\n").as_bytes());
+            crowd.children.push(Member {
+                child,
+                input: Some(input),
+                output: BufReader::new(output),
+            });
+            begun?;
+        }
+        for member in &mut crowd.children {
+            let mut line = String::new();
+            member.output.read_line(&mut line)?;
+            ensure!(line == "ready\n", "connections do not open: {line:?}");
+        }
+        Ok(crowd)
+    }
+
+    /// When each client was told; waits until all were.
+    pub fn told(mut self) -> Result<Vec<Stamp>> {
+        let mut times = Vec::new();
+        for member in &mut self.children {
+            let mut text = String::new();
+            member.output.read_to_string(&mut text)?;
+            for line in text.lines() {
+                times.push(Stamp(line.parse().with_context(|| format!("{line:?}"))?));
+            }
+        }
+        Ok(times)
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for member in &mut self.children {
+            drop(member.input.take());
+            let _ = member.child.kill();
+            let _ = member.child.wait();
+        }
+    }
+}
+
+/// What a child of a [`Crowd`] does: reads servers, opens, says so, and when all were told, when.
+pub fn hold(client: &str) -> Result<()> {
+    let mut wanted = Vec::new();
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        wanted.push(Wanted {
+            server: line.parse().with_context(|| format!("{line:?}"))?,
+            kind: Kind::Idle,
+            again: false,
+        });
+    }
+    let held = Held::open(&Netns::new(client), &wanted, None)?;
+    println!("ready");
+    while held.told() < wanted.len() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    for Told { told, .. } in held.finish()? {
+        let (at, _) = told.context("a client that was not told")?;
+        println!("{}", at.0);
+    }
+    Ok(())
 }
 
 fn watch(

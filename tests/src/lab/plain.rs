@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::{Domain, Socket, Type};
 
 /// Its port in every lab.
 pub const PORT: u16 = 7000;
@@ -14,10 +15,19 @@ pub const PORT: u16 = 7000;
 /// Key of the listener among the polled sockets.
 const LISTENER: u64 = u64::MAX;
 
+/// As many may wait as the kernel allows (`net.core.somaxconn`).
+fn listener(listen: SocketAddr) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(listen), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(i32::from(u16::MAX))?;
+    Ok(socket.into())
+}
+
 /// Serves for ever, all connections in one thread. At the bound of open files new connections
 /// wait in the backlog.
 pub fn serve(node: u32, listen: SocketAddr) -> Result<()> {
-    let listener = TcpListener::bind(listen).with_context(|| format!("listening on {listen}"))?;
+    let listener = listener(listen).with_context(|| format!("listening on {listen}"))?;
     listener.set_nonblocking(true)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
