@@ -28,6 +28,7 @@ mod control;
 mod databases;
 pub mod hub;
 mod links;
+mod parked;
 mod peers;
 pub mod socket;
 mod steward;

@@ -30,7 +30,7 @@ mod worker;
 use std::path::PathBuf;
 
 use ctdb_db::cluster::Key;
-use ctdb_wire::ids::{BootTime, Pnn};
+use ctdb_wire::ids::{BootTime, NodeSet, Pnn};
 
 use crate::clients::hub::Origin;
 use crate::messaging::registry::ClientId;
@@ -100,6 +100,8 @@ pub enum Output {
         db: u32,
         /// For the first time.
         first: bool,
+        /// The nodes that serve it.
+        members: NodeSet,
     },
     /// The node was left out meanwhile: what its clients believe to have is worth nothing.
     CloseClients,

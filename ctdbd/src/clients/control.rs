@@ -9,6 +9,7 @@ use ctdb_wire::relay::Relay;
 use serde_json::Value;
 
 use super::hub::{DISCONNECTED, Forwarded, Hub, MAX_FORWARDED, Origin, TIMED_OUT, Then, Verdict};
+use super::parked::Question;
 use crate::config::Tunable;
 use crate::messaging::registry::ClientId;
 use crate::messaging::routing::Route;
@@ -43,7 +44,11 @@ impl Hub {
                     self.local(origin, control);
                 }
             }
-            Route::Nowhere => self.fail(origin, DISCONNECTED),
+            Route::Nowhere => {
+                if !self.park_new(header.destnode, origin, control) {
+                    self.fail(origin, DISCONNECTED);
+                }
+            }
         }
     }
 
@@ -115,8 +120,14 @@ impl Hub {
             }
             number = self.last_forwarded;
             let until = self.now + self.tunables.seconds(Tunable::ControlTimeout);
-            self.forwarded
-                .insert(number, Forwarded { to, origin, until });
+            let question = Question::of(control);
+            let forwarded = Forwarded {
+                to,
+                origin,
+                until,
+                question,
+            };
+            self.forwarded.insert(number, forwarded);
         }
         self.frame_to([to].into_iter().collect(), relayed(number, control));
     }

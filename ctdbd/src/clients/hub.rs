@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 
 use super::AskKind;
 use super::databases::Databases;
+use super::parked::{Parked, Question};
 use crate::config::{Tunable, Tunables};
 use crate::failover::connections::Said;
 use crate::messaging::processes::Processes;
@@ -120,6 +121,8 @@ pub(super) struct Forwarded {
     pub(super) to: Pnn,
     pub(super) origin: Origin,
     pub(super) until: BootTime,
+    /// What was asked, if it has to be asked again when the link is lost meanwhile.
+    pub(super) question: Option<Question>,
 }
 
 /// See the module.
@@ -138,6 +141,7 @@ pub struct Hub {
     pub(super) databases: Databases,
     pub(super) forwarded: HashMap<u32, Forwarded>,
     pub(super) last_forwarded: u32,
+    pub(super) parked: Parked,
     pub(super) assemblers: [Assembler; MAX_NODES],
     pub(super) unread: usize,
     pub(super) statistics: Statistics,
@@ -184,6 +188,7 @@ impl Hub {
             databases: Databases::default(),
             forwarded: HashMap::new(),
             last_forwarded: 0,
+            parked: Parked::default(),
             assemblers: std::array::from_fn(|_| Assembler::default()),
             unread: 0,
             statistics: Statistics::default(),
@@ -346,6 +351,7 @@ impl Hub {
         }
         self.forwarded
             .retain(|_, forwarded| forwarded.origin.client() != Some(id));
+        self.parked.gone(id);
         if client.persistent_updates > 0 {
             tracing::warn!(
                 pid = client.pid,
@@ -588,6 +594,7 @@ impl Hub {
                 self.fail(forwarded.origin, TIMED_OUT);
             }
         }
+        self.parked_too_long();
         self.announce_leader();
         self.seconds += 1;
         if self.seconds >= self.tunables.get(Tunable::StatHistoryInterval) {

@@ -18,6 +18,7 @@ impl Hub {
         let all: Vec<relay::Process> = self.registry.all().collect();
         self.tell_processes(to, true, &all);
         self.databases_linked(pnn);
+        self.ask_parked(pnn);
     }
 
     pub(super) fn tell_processes(&mut self, to: NodeSet, mut anew: bool, list: &[relay::Process]) {
@@ -48,7 +49,9 @@ impl Hub {
             .map(|(number, _)| *number)
             .collect();
         for number in lost {
-            if let Some(forwarded) = self.forwarded.remove(&number) {
+            if let Some(forwarded) = self.forwarded.remove(&number)
+                && let Some(forwarded) = self.park(forwarded)
+            {
                 self.fail(forwarded.origin, NODE_LOST);
             }
         }

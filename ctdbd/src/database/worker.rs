@@ -692,7 +692,8 @@ impl Worker {
                 members = self.database.members().len(), "database is served"
             );
             let db = self.id.0;
-            self.out.push(Output::Served { db, first });
+            let members = self.database.members();
+            self.out.push(Output::Served { db, first, members });
         }
         let progress = self.leader.progress();
         if progress != self.progress {

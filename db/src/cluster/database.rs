@@ -10,7 +10,7 @@ use super::exchange::Recovery;
 use super::hold::{Habit, Tenure};
 use super::hot::{Hot, Statistics};
 use super::message::{Body, Message};
-use super::migrate::Held;
+use super::migrate::{Held, Pushed};
 use super::park::{Deferred, Parked};
 use super::planted::{Bug, Planted};
 use super::readonly::ReadOnly;
@@ -109,6 +109,7 @@ pub struct Database {
     pub(super) habits: BTreeMap<Key, Habit>,
     pub(super) held: BTreeMap<Key, Held>,
     pub(super) sticky: Option<BTreeMap<Key, BootTime>>,
+    pub(super) pushed: Pushed,
     pub(super) readonly: Option<ReadOnly>,
     pub(super) vacuum: Vacuum,
     pub(super) traverses: Traverses,
@@ -147,6 +148,7 @@ impl Database {
             habits: BTreeMap::new(),
             held: BTreeMap::new(),
             sticky: None,
+            pushed: Pushed::default(),
             readonly: None,
             vacuum: Vacuum::new(),
             traverses: Traverses::default(),

@@ -10,6 +10,7 @@ use serde_bytes::ByteBuf;
 use super::content::Provide;
 use super::database::{AllRecords, Cx, Database, Outcome};
 use super::message::{Award, Body, Claim, Message, PIECE, Report};
+use super::migrate::Pushed;
 use super::planted::Bug;
 use super::rule;
 use super::store::{Cursor, Store};
@@ -177,6 +178,8 @@ impl Database {
         self.waiting.extend(stopped);
         self.held.clear();
         self.tenures.clear();
+        // Pushes of the old generation are not taken any more.
+        self.pushed = Pushed::default();
         self.inbox.clear();
         self.vacuum.stop();
         self.commits.drop_queued();

@@ -1,6 +1,6 @@
 //! How a record gets to another node (D.8), how long it stays, and pushed records (D.16).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use ctdb_wire::ids::{BootTime, Pnn};
 
@@ -24,6 +24,34 @@ const MAX_TENURES: usize = 16_384;
 pub(super) struct Held {
     pub(super) due: BootTime,
     pub(super) queue: VecDeque<(Pnn, Call)>,
+}
+
+/// Records that this node has pushed lately (D.16). A push that comes after the record's removal would bring
+/// old data back, so the pusher says no to the removal until its pushes have surely arrived.
+#[derive(Debug, Default)]
+pub(super) struct Pushed {
+    until: BTreeMap<Key, BootTime>,
+    /// Too many were pushed to tell them apart: all records stay until then.
+    all: Option<BootTime>,
+}
+
+impl Pushed {
+    fn note(&mut self, now: BootTime, key: &[u8], until: BootTime) {
+        if self.until.len() >= MAX_TENURES {
+            self.until.retain(|_, until| now < *until);
+        }
+        if self.until.len() < MAX_TENURES || self.until.contains_key(key) {
+            self.until.insert(key.to_vec(), until);
+        } else {
+            self.all = Some(until);
+        }
+    }
+
+    /// Whether a push of the record may be under way.
+    pub(super) fn keeps(&self, now: BootTime, key: &[u8]) -> bool {
+        let runs = |until: Option<&BootTime>| until.is_some_and(|until| now < *until);
+        runs(self.all.as_ref()) || runs(self.until.get(key))
+    }
 }
 
 impl Held {
@@ -427,6 +455,8 @@ impl Database {
         data: &[u8],
     ) {
         let record = Record::new(key, header, data);
+        let until = cx.now + self.config.tunables.push_arrives;
+        self.pushed.note(cx.now, key, until);
         for to in self.others().iter() {
             let record = record.clone();
             self.send(cx, to, Body::Push { record });

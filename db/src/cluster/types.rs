@@ -388,6 +388,8 @@ pub struct Tunables {
     pub sticky_duration: Duration,
     /// How long a sticky record stays each time.
     pub sticky_pindown: Duration,
+    /// A record that was pushed is not removed for this long: then the push has arrived, or its link has gone.
+    pub push_arrives: Duration,
     /// Between two vacuum runs; zero for none.
     pub vacuum_interval: Duration,
     /// Runs until the next one looks at all records.
@@ -408,6 +410,7 @@ impl Default for Tunables {
             hopcount_make_sticky: 50,
             sticky_duration: Duration::from_secs(600),
             sticky_pindown: Duration::from_millis(200),
+            push_arrives: Duration::from_secs(10),
             vacuum_interval: Duration::from_secs(10),
             vacuum_fast_path: 60,
             seqnum_interval: Duration::from_secs(1),

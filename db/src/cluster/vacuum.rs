@@ -278,8 +278,8 @@ impl Database {
 
     /// Looks at a record that was empty.
     fn vacuum_look<S: Store>(&mut self, cx: &mut Cx<'_, S>, key: Key, rsn: Rsn) -> Outcome {
-        if !self.lock(cx, &key)? {
-            // In use: the next run looks again.
+        if self.pushed.keeps(cx.now, &key) || !self.lock(cx, &key)? {
+            // In use, or a push is under way: the next run looks again.
             self.vacuum.queue.entry(key).or_insert(rsn);
             return Ok(());
         }
@@ -378,7 +378,8 @@ impl Database {
     ) -> Outcome {
         let mut kept = Vec::new();
         for (index, (key, rsn)) in records.iter().enumerate() {
-            if self.lmaster(key) != Some(from) || !self.lock(cx, key)? {
+            let stays = self.pushed.keeps(cx.now, key);
+            if stays || self.lmaster(key) != Some(from) || !self.lock(cx, key)? {
                 kept.push(index as u32);
                 continue;
             }
