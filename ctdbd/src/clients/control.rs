@@ -105,6 +105,16 @@ impl Hub {
         there
     }
 
+    /// What is asked of a node now.
+    pub(super) fn asked(&self, to: Pnn, origin: Origin, control: &Control<'_>) -> Forwarded {
+        Forwarded {
+            to,
+            origin,
+            until: self.now + self.tunables.seconds(Tunable::ControlTimeout),
+            question: Question::of(control),
+        }
+    }
+
     pub(super) fn forward(&mut self, to: Pnn, origin: Origin, control: &Control<'_>) {
         let mut number = 0;
         if !matches!(origin, Origin::Silent(_)) {
@@ -119,14 +129,7 @@ impl Hub {
                 }
             }
             number = self.last_forwarded;
-            let until = self.now + self.tunables.seconds(Tunable::ControlTimeout);
-            let question = Question::of(control);
-            let forwarded = Forwarded {
-                to,
-                origin,
-                until,
-                question,
-            };
+            let forwarded = self.asked(to, origin, control);
             self.forwarded.insert(number, forwarded);
         }
         self.frame_to([to].into_iter().collect(), relayed(number, control));

@@ -10,7 +10,6 @@ use ctdb_wire::client::packet::{Control, ControlFlags};
 use ctdb_wire::ids::{NodeSet, Pnn};
 
 use super::hub::{Forwarded, Hub, MAX_FORWARDED, NODE_LOST, Origin, TIMED_OUT};
-use crate::config::Tunable;
 use crate::messaging::registry::ClientId;
 
 /// A control that asks whether a process lives.
@@ -68,14 +67,7 @@ impl Hub {
         if matches!(origin, Origin::Silent(_)) {
             return false;
         }
-        let until = self.now + self.tunables.seconds(Tunable::ControlTimeout);
-        let question = Question::of(control);
-        let asked = Forwarded {
-            to,
-            origin,
-            until,
-            question,
-        };
+        let asked = self.asked(to, origin, control);
         self.park(asked).is_none()
     }
 

@@ -14,7 +14,7 @@ use ctdb_tests::lab::{Flavor, Lab, Node};
 use ctdb_wire::client::packet::TunnelFlags;
 
 use crate::large;
-use crate::versus::{Figure, Unit, Versus};
+use crate::versus::{Choice, Figure, Unit, Versus};
 
 /// How long one rate is measured.
 const SPAN: Duration = Duration::from_secs(1);
@@ -31,18 +31,8 @@ const MIGRATIONS: usize = 1000;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask bench record")]
 pub struct Options {
-    /// Only measurements whose name contains this; may be given several times
-    #[arg(long)]
-    only: Vec<String>,
-    /// How often each is measured; the median counts
-    #[arg(long, default_value_t = 3)]
-    runs: usize,
-    /// Leave one side out: ours or ctdb
-    #[arg(long)]
-    without: Option<String>,
-    /// Show the names of the measurements and end
-    #[arg(long)]
-    list: bool,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 /// Measures once on a running cluster.
@@ -75,24 +65,11 @@ const LARGE: [&str; 6] = ["traverse", "recovery", "big", "restore", "vacuum", "v
 
 /// Builds both clusters and measures.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let wanted = |name: &str| {
-        options.only.is_empty() || options.only.iter().any(|o| name.contains(o.as_str()))
-    };
-    let chosen: Vec<_> = ALL.iter().filter(|(name, _)| wanted(name)).collect();
-    if options.list {
-        for (name, _) in &chosen {
-            println!("{name}");
-        }
+    let options = &options.choice;
+    let Some(chosen) = options.of(&ALL)? else {
         return Ok(ExitCode::SUCCESS);
-    }
-    ensure!(
-        !chosen.is_empty(),
-        "no measurement of that name; --list shows them"
-    );
-    let sides: Vec<_> = [(Flavor::Ours, "ours"), (Flavor::Ctdb, "ctdb")]
-        .into_iter()
-        .filter(|(_, name)| options.without.as_deref() != Some(name))
-        .collect();
+    };
+    let sides = options.sides();
     let mut table = Versus::default();
     let build = || {
         sides

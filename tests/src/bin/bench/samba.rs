@@ -14,7 +14,7 @@ use ctdb_tests::lab::scenario::Fail;
 use ctdb_tests::lab::smb::{Lock, Share, Smb, SmbError};
 use ctdb_tests::lab::{Flavor, Lab, Service};
 
-use crate::versus::{Figure, Unit, Versus};
+use crate::versus::{Choice, Figure, Unit, Versus};
 
 /// How long one rate is measured.
 const SPAN: Duration = Duration::from_secs(2);
@@ -35,18 +35,8 @@ const FILES: usize = 10_000;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask bench samba")]
 pub struct Options {
-    /// Only measurements whose name contains this; may be given several times
-    #[arg(long)]
-    only: Vec<String>,
-    /// How often each is measured; the median counts
-    #[arg(long, default_value_t = 3)]
-    runs: usize,
-    /// Leave one side out: ours or ctdb
-    #[arg(long)]
-    without: Option<String>,
-    /// Show the names of the measurements and end
-    #[arg(long)]
-    list: bool,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 /// Measures once; each has a cluster of its own.
@@ -90,24 +80,11 @@ const fn case(fail: Fail, what: &'static str, goals: [&'static str; 3]) -> Case 
 
 /// Measures all that was chosen, both sides in turn.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let wanted = |name: &str| {
-        options.only.is_empty() || options.only.iter().any(|o| name.contains(o.as_str()))
-    };
-    let chosen: Vec<_> = ALL.iter().filter(|(name, _)| wanted(name)).collect();
-    if options.list {
-        for (name, _) in &chosen {
-            println!("{name}");
-        }
+    let options = &options.choice;
+    let Some(chosen) = options.of(&ALL)? else {
         return Ok(ExitCode::SUCCESS);
-    }
-    ensure!(
-        !chosen.is_empty(),
-        "no measurement of that name; --list shows them"
-    );
-    let mut sides: Vec<_> = [(Flavor::Ours, "ours"), (Flavor::Ctdb, "ctdb")]
-        .into_iter()
-        .filter(|(_, name)| options.without.as_deref() != Some(name))
-        .collect();
+    };
+    let mut sides = options.sides();
     let mut table = Versus::default();
     for (name, measure) in chosen {
         eprintln!("== {name}");

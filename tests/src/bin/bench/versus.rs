@@ -3,6 +3,60 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use anyhow::{Result, ensure};
+use clap::Args;
+use ctdb_tests::lab::Flavor;
+
+/// What is measured, and how often.
+#[derive(Args)]
+pub struct Choice {
+    /// Only measurements whose name contains this; may be given several times
+    #[arg(long)]
+    only: Vec<String>,
+    /// How often each is measured; the median counts
+    #[arg(long, default_value_t = 3)]
+    pub runs: usize,
+    /// Leave one side out: ours or ctdb
+    #[arg(long)]
+    without: Option<String>,
+    /// Show the names of the measurements and end
+    #[arg(long)]
+    list: bool,
+}
+
+impl Choice {
+    /// Of these, by name, those that are wanted; `None` if they were only to be listed.
+    pub fn of<T: Copy>(&self, all: &[(&'static str, T)]) -> Result<Option<Vec<(&'static str, T)>>> {
+        let wanted = |name: &str| {
+            self.only.is_empty() || self.only.iter().any(|only| name.contains(only.as_str()))
+        };
+        let chosen: Vec<_> = all
+            .iter()
+            .filter(|(name, _)| wanted(name))
+            .copied()
+            .collect();
+        if self.list {
+            for (name, _) in &chosen {
+                println!("{name}");
+            }
+            return Ok(None);
+        }
+        ensure!(
+            !chosen.is_empty(),
+            "no measurement of that name; --list shows them"
+        );
+        Ok(Some(chosen))
+    }
+
+    /// The daemons that are measured.
+    pub fn sides(&self) -> Vec<(Flavor, &'static str)> {
+        [(Flavor::Ours, "ours"), (Flavor::Ctdb, "ctdb")]
+            .into_iter()
+            .filter(|(_, name)| self.without.as_deref() != Some(name))
+            .collect()
+    }
+}
+
 /// What a number is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unit {
