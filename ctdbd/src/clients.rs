@@ -209,6 +209,11 @@ impl Clients {
         self.lock().hub.databases_ready()
     }
 
+    /// The newest recovery of the databases, if there are any, and whether one is under way.
+    pub fn recoveries_seen(&self) -> (Option<(u64, u32)>, bool) {
+        self.lock().hub.recoveries_seen()
+    }
+
     /// Opens the socket and serves clients. Must be called in a tokio runtime.
     pub fn listen(&self, path: &std::path::Path) -> Result<(), StartError> {
         socket::start(self, path)

@@ -134,11 +134,13 @@ impl Tdb {
                 RecordKind::Dead => {
                     dead += 1;
                     if dead > keep {
-                        if !*freelist {
-                            self.lock(LockName::Freelist, LockKind::Exclusive, self.wait)?;
-                            *freelist = true;
-                        }
+                        // Asked before the lock that all chains share is taken: two system calls.
+                        // Nobody comes to stand there while the chain is locked.
                         if self.may_free(offset)? {
+                            if !*freelist {
+                                self.lock(LockName::Freelist, LockKind::Exclusive, self.wait)?;
+                                *freelist = true;
+                            }
                             self.storage.write_word(link, record.next)?;
                             self.free(offset, record)?;
                         } else {

@@ -28,6 +28,7 @@ pub mod load;
 pub mod netns;
 pub mod node;
 pub mod observe;
+pub mod overlay;
 pub mod packaged;
 pub mod plain;
 pub mod probe;
@@ -96,6 +97,9 @@ pub struct Settings {
     pub environment: Vec<(String, String)>,
     /// Ours in the places of Debian's package, and what lies over the host's files besides.
     pub packaged: Option<Vec<packaged::Cover>>,
+    /// Root whose `/usr` lies over the host's for everything that is packaged: CTDB, Samba, scripts
+    /// ([`overlay`]).
+    pub overlay: Option<PathBuf>,
 }
 
 /// Collects the wishes for a lab.
@@ -187,6 +191,13 @@ impl Builder {
         self
     }
 
+    /// Packaged programs of another release: what [`overlay::overlay`] gave.
+    #[must_use]
+    pub fn overlay(mut self, root: PathBuf) -> Self {
+        self.0.overlay = Some(root);
+        self
+    }
+
     /// Makes namespaces, wires and configuration; starts no daemon and no service.
     pub fn build(self) -> Result<Lab> {
         Lab::new(self.0)
@@ -238,6 +249,7 @@ impl Lab {
             flavor: Flavor::Ours,
             environment: Vec::new(),
             packaged: None,
+            overlay: None,
         })
     }
 

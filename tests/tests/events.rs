@@ -188,6 +188,97 @@ fn a_node_is_as_healthy_as_its_scripts_say() {
     lab.end().unwrap();
 }
 
+/// `startrecovery` and `recovered` in a node's log, in their order.
+fn recoveries(node: &Node) -> Vec<String> {
+    let of = |event: &String| event.ends_with("startrecovery") || event.ends_with("recovered");
+    events(node).into_iter().filter(of).collect()
+}
+
+/// At every recovery, in pairs; one that hangs holds up no address.
+#[test]
+fn scripts_hear_of_every_recovery() {
+    if let Some(reason) = ctdb_tests::lab::lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    // Nothing that hangs here ends by itself.
+    let lab = Lab::builder()
+        .tunable("EventScriptTimeout", 600)
+        .build()
+        .unwrap();
+    for node in lab.nodes() {
+        script(
+            node,
+            "50.test",
+            "[ \"$1\" != recovered ] || [ ! -e \"$CTDB_BASE/hang\" ] || sleep 600",
+        );
+    }
+    lab.bring_up(&[Service::Plain], LONG).unwrap();
+    lab.ctdb(0, &["attach", "some.tdb"])
+        .unwrap()
+        .success()
+        .unwrap();
+    let counts = || lab.nodes().iter().map(|node| recoveries(node).len());
+    let even = || counts().all(|count| count % 2 == 0);
+    let more = |what: &str, pnn: usize, than: &[usize]| {
+        lab.wait(what, LONG, || {
+            even() && counts().nth(pnn).unwrap() > than[pnn]
+        })
+        .unwrap();
+    };
+    for (what, words, heard) in [
+        ("recover", &["recover"][..], [0, 1, 2].as_slice()),
+        ("stop", &["-n", "2", "stop"], &[0, 1]),
+        ("continue", &["-n", "2", "continue"], &[0, 1, 2]),
+    ] {
+        let before: Vec<usize> = counts().collect();
+        lab.ctdb(0, words).unwrap().success().unwrap();
+        for pnn in heard {
+            more(&format!("node {pnn} to hear of {what}"), *pnn, &before);
+        }
+    }
+    let before: Vec<usize> = counts().collect();
+    lab.node(2)
+        .kill_daemon(nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    more("node 1 to hear of a lost node", 1, &before);
+    let before: Vec<usize> = counts().collect();
+    lab.node(2).start_daemon().unwrap();
+    more("node 1 to hear of one that joins", 1, &before);
+    for node in &lab.nodes()[..2] {
+        let seen = recoveries(node);
+        for pair in seen.chunks(2) {
+            assert_eq!(pair, ["50.test startrecovery", "50.test recovered"]);
+        }
+    }
+
+    fs::write(lab.node(0).etc().join("hang"), "").unwrap();
+    let before = counts().next().unwrap();
+    lab.ctdb(0, &["recover"]).unwrap().success().unwrap();
+    lab.wait("recovered to hang", LONG, || {
+        recoveries(lab.node(0)).len() == before + 2
+    })
+    .unwrap();
+    let owners = lab.node(0).ip_owners().unwrap();
+    let other = |owner: &Option<u32>| *owner == Some(1);
+    let (address, _) = owners.iter().find(|(_, owner)| other(owner)).unwrap();
+    let moved = |pnn: &str, event: &str| {
+        let words = ["moveip", &address.to_string(), pnn];
+        lab.ctdb(0, &words).unwrap().success().unwrap();
+        let text = format!("50.test {event} pub0 {address} ");
+        lab.wait(&text, LONG, || {
+            let seen = events(lab.node(0));
+            seen.iter().any(|one| one.starts_with(&text))
+        })
+        .unwrap();
+    };
+    moved("0", "takeip");
+    moved("1", "releaseip");
+    let answer = lab.ctdb(0, &["stats", "1"]).unwrap();
+    assert!(answer.ok(), "{answer:?}");
+    assert_eq!(recoveries(lab.node(0)).len(), before + 2, "it hangs still");
+    lab.end().unwrap();
+}
+
 /// One address's script hangs: others come and go, and services answer.
 #[test]
 fn a_hung_takeip_holds_up_no_other_address() {

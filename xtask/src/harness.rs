@@ -117,6 +117,8 @@ pub fn run(program: &TestProgram, plan: &Plan<'_>) -> Result<Outcome> {
     let mut command = Command::new(&program.path);
     command
         .args(plan.filter)
+        // Those too that are left out for what they need, such as downloads.
+        .args(plan.soak.then_some("--include-ignored"))
         .args(plan.threads.iter().map(|n| format!("--test-threads={n}")))
         .current_dir(&program.folder)
         .env("CARGO_MANIFEST_DIR", &program.folder)

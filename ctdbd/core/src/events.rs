@@ -9,9 +9,12 @@
 //!   [`PATIENCE`] limits is given up as timed out.
 //! * Start-up: `setup`, then with right and leader `startrecovery`, `recovered` and `startup`
 //!   (again every 5 s until it succeeds), then the first `monitor` at once.
+//! * Later recoveries: `startrecovery` and `recovered` again, beside what moves addresses, which never
+//!   waits for them; all other events and they wait for each other.
 
 mod monitor;
 mod queue;
+mod recoveries;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +28,8 @@ use serde::{Deserialize, Serialize};
 use monitor::Monitor;
 pub use queue::{MAX_WAITING, PARALLEL, PATIENCE, RunId};
 use queue::{Order, Queue};
+use recoveries::Recoveries;
+pub use recoveries::Recovery;
 
 /// A failed `startup` is tried again after this (`spec/cluster.md` 4.4).
 const STARTUP_AGAIN: Duration = Duration::from_secs(5);
@@ -165,8 +170,8 @@ pub enum Input {
     Ready,
     /// The node has right and leader for the first time.
     Serve,
-    /// Databases were, or will at once be, recovered anew: the number of the recovery.
-    Recovery(u64),
+    /// How recoveries stand, when that changes.
+    Recovery(Recovery),
     /// An address event, or whatever a client asks for.
     Ask {
         /// A number of the shell's that [`Effect::Answer`] carries.
@@ -276,7 +281,7 @@ pub struct Events {
     monitor: Monitor,
     placement: Option<(Term, u64)>,
     takeover: Option<Run>,
-    recovery: Option<u64>,
+    recoveries: Recoveries,
     recovering: bool,
     active: bool,
 }
@@ -291,7 +296,7 @@ impl Events {
             monitor: Monitor::default(),
             placement: None,
             takeover: None,
-            recovery: None,
+            recoveries: Recoveries::default(),
             recovering: false,
             active: true,
         }
@@ -313,13 +318,12 @@ impl Events {
                     self.begin_startup(now, &mut out);
                 }
             }
-            Input::Recovery(number) => {
-                let known = self.recovery.replace(number);
-                let running = matches!(self.phase, Phase::Running | Phase::StartupAt(_));
-                if known != Some(number) && running {
-                    self.own(now, Event::plain("startrecovery"), &mut out);
-                    self.own(now, Event::plain("recovered"), &mut out);
-                }
+            Input::Recovery(stand) => {
+                let count = matches!(
+                    self.phase,
+                    Phase::Startup | Phase::StartupAt(_) | Phase::Running
+                );
+                self.recoveries.follow(now, stand, count);
             }
             Input::Ask {
                 ask,
@@ -366,13 +370,17 @@ impl Events {
         self.submit(now, order, out);
     }
 
-    fn submit(&mut self, now: BootTime, order: Order, out: &mut Vec<Effect>) {
+    fn give_up_monitor(&mut self, now: BootTime, out: &mut Vec<Effect>) {
         if let Some(run) = self.monitor.give_up() {
             // It is not waited for; its end means nothing any more.
             self.queue.forget(run);
             out.push(Effect::Cancel(run));
             self.monitor.cancelled(now);
         }
+    }
+
+    fn submit(&mut self, now: BootTime, order: Order, out: &mut Vec<Effect>) {
+        self.give_up_monitor(now, out);
         if let Err(order) = self.queue.push(now, order) {
             let ending = Ending::Refused("too many events wait".into());
             Self::tell(&order, ending, out);
@@ -441,6 +449,7 @@ impl Events {
             return;
         }
         if order.asker == Asker::Own {
+            self.recoveries.ended(now, run);
             match (order.event.name.as_str(), self.phase) {
                 ("setup", Phase::Setup) => {
                     if ending == Ending::Done {
@@ -528,11 +537,31 @@ impl Events {
             self.takeover = None;
             self.own(now, Event::plain("ipreallocated"), out);
         }
+        self.recovery_due(now, out);
         let fit = self.phase == Phase::Running && self.active && !self.recovering;
         if self.monitor.is_due(now, fit, &self.limits) && self.queue.is_idle() {
             let order = self.order(Event::plain("monitor"));
             let run = self.queue.begin(now, order, out);
             self.monitor.began(run);
+        }
+    }
+
+    /// `startrecovery` and `recovered` of a recovery after the start.
+    fn recovery_due(&mut self, now: BootTime, out: &mut Vec<Effect>) {
+        if !self.active || self.phase == Phase::Down {
+            self.recoveries.forget();
+        }
+        if !matches!(self.phase, Phase::Running | Phase::StartupAt(_)) {
+            return;
+        }
+        let Some(name) = self.recoveries.due(now) else {
+            return;
+        };
+        self.give_up_monitor(now, out);
+        if self.queue.only_addresses_move() {
+            let order = self.order(Event::plain(name));
+            let run = self.queue.begin(now, order, out);
+            self.recoveries.began(run);
         }
     }
 }

@@ -125,6 +125,7 @@ impl Hub {
                 Verdict::Later
             }
             Request::EchoData(echo) => self.with(&Reply::Echo(*echo)),
+            Request::GetTunable(TunableName(b"")) => Verdict::Failed,
             Request::GetTunable(name) => match tunable(*name) {
                 Some(tunable) => {
                     let value = self.tunables.get(tunable);

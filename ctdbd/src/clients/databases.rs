@@ -124,6 +124,12 @@ impl Hub {
             .is_some_and(|table| !table.entries().is_empty())
     }
 
+    /// The newest recovery of the databases, if there are any, and whether one is under way.
+    pub fn recoveries_seen(&self) -> (Option<(u64, u32)>, bool) {
+        let table = self.databases.table.as_ref();
+        (table.and_then(Table::newest_recovery), self.is_recovering())
+    }
+
     /// Recoveries of the databases in this term, beyond the first.
     pub(super) fn recoveries(&self) -> u32 {
         let term = self.snapshot.term.unwrap_or(0);

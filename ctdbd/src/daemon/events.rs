@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ctdb_core::coordinator;
-use ctdb_core::events::{Effect, Ending, Event, Events, Input, Limits, RunId};
+use ctdb_core::events::{Effect, Ending, Event, Events, Input, Limits, Recovery, RunId};
 use ctdb_core::recording::Step;
 use ctdb_wire::api::{ApiError, Done, EventRunView, ScriptView, ScriptsView};
 use ctdb_wire::connections::Tenure;
@@ -332,6 +332,16 @@ impl Node {
             active,
             recovering: false,
         });
+        let (databases, under_way) = self.parts.clients.recoveries_seen();
+        let seen = Recovery {
+            generation: self.shown_generation(),
+            databases,
+            under_way,
+        };
+        if self.told_recovery != Some(seen) {
+            self.told_recovery = Some(seen);
+            self.event(Input::Recovery(seen));
+        }
         if let Some(placement) = self.parts.coordinator.placement() {
             let input = Input::Placement {
                 term: placement.term,

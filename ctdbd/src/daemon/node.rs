@@ -110,6 +110,8 @@ pub(super) struct Node {
     published_at: BootTime,
     /// Clients are to be told of a new generation, when they can see it.
     reconfigured: bool,
+    /// How recoveries stand, as the machine of events knows it.
+    pub(super) told_recovery: Option<events::Recovery>,
     /// The distribution of addresses that clients were told of.
     told_placement: Option<(Term, u64)>,
     /// Whether the right has been there, for the log.
@@ -135,6 +137,7 @@ impl Node {
             dirty: true,
             published_at: BootTime::ZERO,
             reconfigured: false,
+            told_recovery: None,
             told_placement: None,
             warned_alone: false,
             cause: None,
@@ -677,6 +680,10 @@ impl Node {
                  answer; see `ctdb cluster status`"
             );
         }
+    }
+
+    pub(super) fn shown_generation(&self) -> Option<u32> {
+        self.generation.current()
     }
 
     fn started(&self) -> BootTime {

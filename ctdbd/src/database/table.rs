@@ -424,6 +424,15 @@ impl Table {
             .all(|entry| entry.shown.serving.load(Ordering::Relaxed))
     }
 
+    /// The newest recovery that a database has been through: term, and number within it.
+    pub fn newest_recovery(&self) -> Option<(u64, u32)> {
+        let of = |entry: &Entry| {
+            let term = entry.shown.term.load(Ordering::Relaxed);
+            (term, entry.shown.seq.load(Ordering::Relaxed))
+        };
+        self.list.iter().map(of).max()
+    }
+
     /// Highest number of a recovery in a term: the same on all nodes when all have recovered.
     pub fn recoveries(&self, term: u64) -> u32 {
         self.list

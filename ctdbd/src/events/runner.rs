@@ -94,18 +94,23 @@ impl Runner {
         let mut done = Vec::new();
         let dir = self.events.join(&job.component);
         let builtin = self.builtin.clone().filter(|_| job.component == LEGACY);
-        if let Some(builtin) = &builtin {
-            builtin.cache.settle().await;
-        }
+        let looking = builtin.clone();
         let found = tokio::task::spawn_blocking(move || {
             let scripts = scripts::scripts(&dir)?;
-            let withheld = match (&builtin, &scripts) {
+            let withheld = match (&looking, &scripts) {
                 (Some(builtin), Some(scripts)) => builtin.withheld(scripts),
                 _ => BTreeMap::new(),
             };
             Ok::<_, std::io::Error>(scripts.map(|scripts| (scripts, withheld)))
         })
         .await;
+        // Who runs reads it; if nobody does, it follows by itself.
+        let some = |scripts: &[Script]| scripts.iter().any(|script| script.enabled);
+        if let (Some(builtin), Ok(Ok(Some((scripts, _))))) = (&builtin, &found)
+            && some(scripts)
+        {
+            builtin.cache.settle().await;
+        }
         let (ending, summary) = match found {
             Ok(Ok(Some((scripts, withheld)))) => {
                 self.chain(&job, scripts, &withheld, begun, &mut cancel, &mut done)

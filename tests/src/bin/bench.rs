@@ -4,6 +4,8 @@
 
 #[path = "bench/connections.rs"]
 mod connections;
+#[path = "bench/events.rs"]
+mod events;
 #[path = "bench/failover.rs"]
 mod failover;
 #[path = "bench/idle.rs"]
@@ -58,7 +60,7 @@ pub struct Runs {
 /// A measurement with its name.
 type Measurement = (&'static str, fn(Runs) -> Result<Vec<Row>>);
 
-const ALL: [Measurement; 23] = [
+const ALL: [Measurement; 24] = [
     ("move", |runs| failover::planned(failover::MOVE, runs)),
     ("drain", |runs| failover::planned(failover::DRAIN, runs)),
     ("stop", |runs| failover::planned(failover::STOP, runs)),
@@ -90,6 +92,7 @@ const ALL: [Measurement; 23] = [
     ("connections-daemon", known::sustained),
     ("idle", idle::idle),
     ("command", idle::command),
+    ("event", events::address_event),
 ];
 
 fn main() -> ExitCode {

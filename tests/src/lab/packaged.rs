@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{Node, find_program, workspace_binary};
+use super::{Node, find_program, overlay, workspace_binary};
 
 /// Directories of a node that lie over those of the host.
 const OVER: [&str; 4] = ["etc/ctdb", "var/lib/ctdb", "var/log/ctdb", "run"];
@@ -33,11 +33,12 @@ impl Cover {
 }
 
 /// A command in a mount namespace of its own; the process stays the one that is started.
-fn command(node: &Node, covers: &[Cover], words: &[&Path]) -> Command {
+fn command(node: &Node, covers: &[Cover], words: &[&Path]) -> Result<Command> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
     command.arg(
-        "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\"; shift 2; done; shift; exec \"$@\"",
+        overlay::shell_line(node.settings())?
+            + "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\"; shift 2; done; shift; exec \"$@\"",
     );
     command.arg("lab");
     // The node's own directories come last: their sources may lie below what they cover.
@@ -50,7 +51,7 @@ fn command(node: &Node, covers: &[Cover], words: &[&Path]) -> Command {
             .arg(Path::new("/").join(dir));
     }
     command.arg("--").args(words);
-    command
+    Ok(command)
 }
 
 /// Our two programs over the packaged ones, and what the lab was told besides.
@@ -70,7 +71,7 @@ fn place(name: &str) -> Result<PathBuf> {
 /// The daemon in the foreground.
 pub(super) fn daemon_command(node: &Node) -> Result<Command> {
     let ctdbd = place("ctdbd")?;
-    Ok(command(node, &covers(node)?, &[&ctdbd, Path::new("-i")]))
+    command(node, &covers(node)?, &[&ctdbd, Path::new("-i")])
 }
 
 impl Node {
@@ -79,6 +80,6 @@ impl Node {
     pub fn packaged_command(&self, ours: bool, words: &[&str]) -> Result<Command> {
         let covers = if ours { covers(self)? } else { Vec::new() };
         let words: Vec<&Path> = words.iter().map(Path::new).collect();
-        Ok(command(self, &covers, &words))
+        command(self, &covers, &words)
     }
 }

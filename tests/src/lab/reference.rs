@@ -6,11 +6,12 @@
 //! `10.interface` are on, so it manages addresses.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Node, find_program, netns};
+use super::{Node, find_program, netns, overlay};
 
 /// Word of its tool for the leader's number.
 pub(super) const LEADER_VERB: &str = "leader";
@@ -25,9 +26,12 @@ pub fn lacks() -> Option<&'static str> {
 
 /// Adds the package's own files to a node's configuration folder.
 pub(super) fn prepare(node: &Node) -> Result<()> {
+    let host = Path::new("/").to_path_buf();
+    let root = node.settings().overlay.as_ref().unwrap_or(&host);
     netns::run(
         Command::new("cp")
-            .args(["-a", "--no-clobber", "/etc/ctdb/."])
+            .args(["-a", "--no-clobber"])
+            .arg(root.join("etc/ctdb/."))
             .arg(node.etc()),
     )
     .context("copying the configuration of Debian's package ctdb (is it installed?)")?;
@@ -53,7 +57,8 @@ pub(super) fn daemon_command(node: &Node) -> Result<Command> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
     command.arg(
-        "for d in etc/ctdb var/lib/ctdb var/log/ctdb run; do mount --bind \"$1/$d\" \"/$d\"; done\n\
+        overlay::shell_line(node.settings())?
+            + "for d in etc/ctdb var/lib/ctdb var/log/ctdb run; do mount --bind \"$1/$d\" \"/$d\"; done\n\
          exec \"$2\" -i",
     );
     command.arg("lab").arg(node.root()).arg(ctdbd);

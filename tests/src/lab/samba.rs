@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::cli::Answer;
-use super::{Flavor, Lab, Node, Service, find_program, reference};
+use super::{Builder, Flavor, Lab, Node, Service, find_program, overlay, reference};
 
 /// The account that exists on all nodes, in root's name.
 pub const PASSWORD: &str = "secret";
@@ -57,7 +57,7 @@ impl Node {
                 let program = find_program(name).with_context(|| format!("finding {name}"))?;
                 let program = program.to_string_lossy().into_owned();
                 let options = ["-F", "--no-process-group", "--debug-stdout"];
-                let command = self.in_samba(&[&[program.as_str()], &options[..]].concat());
+                let command = self.in_samba(&[&[program.as_str()], &options[..]].concat())?;
                 Ok((command, format!("{name}.out")))
             })
             .collect()
@@ -65,25 +65,26 @@ impl Node {
 
     /// A command line with the node's run directory where programs look for it, and with the
     /// databases where its daemon says that they are.
-    fn in_samba(&self, words: &[&str]) -> Command {
+    fn in_samba(&self, words: &[&str]) -> Result<Command> {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
         // A daemon of ours that is not in the package's places says where below the root they are.
         command.arg(
-            "mount --bind \"$0/run\" /run\n\
+            overlay::shell_line(self.settings())?
+                + "mount --bind \"$0/run\" /run\n\
              mount --bind \"$0/var/lib/ctdb\" /var/lib/ctdb\nexec \"$@\"",
         );
         command.arg(self.root()).args(words);
         if words[0] != "wbinfo" {
             command.arg("-s").arg(self.samba_dir().join("smb.conf"));
         }
-        command
+        Ok(command)
     }
 
     /// Runs a program of Samba (`smbstatus`, `net`, `pdbedit`, `wbinfo` ...) on this node.
     pub fn samba(&self, words: &[&str]) -> Result<Answer> {
         let start = Instant::now();
-        let out = self.netns().output(&mut self.in_samba(words))?;
+        let out = self.netns().output(&mut self.in_samba(words)?)?;
         Ok(Answer {
             code: out.status.code(),
             stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
@@ -165,11 +166,16 @@ impl Node {
 impl Lab {
     /// Three nodes with Samba on them and root's account, all addresses served; IPv4 only.
     pub fn with_samba(flavor: Flavor, limit: Duration) -> Result<Self> {
+        Self::with_samba_of(Self::builder().flavor(flavor).ipv6(false), limit)
+    }
+
+    /// The same with another lab, as one with packages of another release ([`super::overlay`]).
+    pub fn with_samba_of(lab: Builder, limit: Duration) -> Result<Self> {
         let missing = Service::ClusteredSmb.lacks();
         if let Some(package) = missing.or_else(reference::lacks) {
             bail!("{package} is missing");
         }
-        let lab = Self::builder().flavor(flavor).ipv6(false).build()?;
+        let lab = lab.build()?;
         lab.bring_up(&[], limit)?;
         lab.start_service(Service::ClusteredSmb)?;
         lab.node(0).samba_account()?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ctdb_wire::ids::BootTime;
 use serde::{Deserialize, Serialize};
 
-use super::{Asker, Effect, Event};
+use super::{Asker, Effect, Event, recoveries};
 
 /// Address events that run at a time.
 pub const PARALLEL: usize = 8;
@@ -32,6 +32,13 @@ pub(super) struct Order {
     pub(super) all: bool,
 }
 
+impl Order {
+    /// Of a recovery: nothing that moves addresses waits for it.
+    fn is_of_recovery(&self) -> bool {
+        [recoveries::BEGIN, recoveries::END].contains(&self.event.name.as_str())
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Queue {
     last: u64,
@@ -52,6 +59,13 @@ impl Queue {
     /// Nothing runs or waits.
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Nothing runs but what belongs to moves of addresses.
+    pub(super) fn only_addresses_move(&self) -> bool {
+        self.running.values().all(|order| {
+            order.event.of_address().is_some() || [BEGIN, END].contains(&order.event.name.as_str())
+        })
     }
 
     /// Starts one without waiting.
@@ -105,23 +119,31 @@ impl Queue {
     /// Starts what may start. The first that may not holds up everything behind it, with three
     /// exceptions, so that no address waits for the scripts of another one: address events of other
     /// addresses pass; so does `startipreallocate`, which runs beside address events of earlier
-    /// moves; and an `ipreallocated` that waits for address events is passed by both.
+    /// moves; and an `ipreallocated` that waits for address events is passed by both. None of these
+    /// waits for the events of a recovery, which run beside them.
     pub(super) fn start(&mut self, now: BootTime, recovering: bool, out: &mut Vec<Effect>) {
         let mut held: Vec<String> = Vec::new();
         let mut at = 0;
         while let Some((_, order)) = self.waiting.get(at) {
             let address = order.event.of_address().map(str::to_owned);
-            let mut running = self.running.values().map(|other| other.event.of_address());
+            let moves = || {
+                self.running
+                    .values()
+                    .filter(|other| !other.is_of_recovery())
+            };
+            let mut running = moves().map(|other| other.event.of_address());
             let may = match (&address, order.event.name.as_str()) {
                 (None, BEGIN) => running.all(|other| other.is_some()),
+                (None, END) => running.next().is_none() && at == 0,
                 (None, _) => self.running.is_empty() && at == 0,
                 (Some(address), _) => {
                     running.all(|other| other.is_some_and(|one| one != address))
-                        && self.running.len() < PARALLEL
+                        && moves().count() < PARALLEL
                         && !held.contains(address)
                 }
             };
             let passed = order.event.name == END;
+            let moving = moves().count();
             if may && (!recovering || order.event.during_recovery()) {
                 if let Some((_, order)) = self.waiting.remove(at) {
                     self.begin(now, order, out);
@@ -130,7 +152,7 @@ impl Queue {
             }
             match address {
                 // Those of other addresses may pass it, within what is looked at in one step.
-                Some(address) if held.len() < PARALLEL && self.running.len() < PARALLEL => {
+                Some(address) if held.len() < PARALLEL && moving < PARALLEL => {
                     held.push(address);
                 }
                 None if passed => {}

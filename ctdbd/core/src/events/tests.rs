@@ -341,3 +341,140 @@ fn waiting_is_bounded_in_time_and_number() {
             .any(|effect| matches!(effect, Effect::Bad { event, .. } if event == "shutdown"))
     );
 }
+
+fn recovery(databases: Option<(u64, u32)>, under_way: bool) -> Input {
+    Input::Recovery(Recovery {
+        generation: Some(7),
+        databases,
+        under_way,
+    })
+}
+
+#[test]
+fn scripts_hear_of_each_recovery_once() {
+    let mut node = Node::healthy();
+    node.put(recovery(Some((1, 1)), false));
+    assert!(node.names().is_empty(), "that of the start");
+    node.put(recovery(Some((1, 1)), true));
+    assert_eq!(node.names(), ["startrecovery"]);
+    node.end("startrecovery", Ending::Done);
+    node.wait(3);
+    assert!(node.names().is_empty(), "it is under way");
+    // Databases end and begin one by one.
+    node.put(recovery(Some((1, 2)), false));
+    node.put(recovery(Some((1, 2)), true));
+    node.put(recovery(Some((1, 3)), false));
+    assert!(node.names().is_empty(), "not calm");
+    node.wait(1);
+    assert_eq!(node.names(), ["recovered"]);
+    node.end("recovered", Ending::Done);
+    node.wait(1);
+    assert_eq!(node.names(), ["monitor"], "no second pair");
+    // One that was over before it was seen; the monitor is given up for it.
+    node.put(recovery(Some((2, 1)), false));
+    assert_eq!(node.names(), ["startrecovery"]);
+    node.end("startrecovery", failed());
+    node.wait(1);
+    // One that begins when scripts hear of the last one's end: again, after a pause, also for others.
+    node.put(recovery(Some((2, 2)), false));
+    node.put(recovery(Some((2, 3)), false));
+    assert_eq!(node.names(), ["recovered"]);
+    node.end("recovered", Ending::TimedOut);
+    assert_eq!(node.names(), ["monitor"], "others have their turn");
+    node.wait(1);
+    assert_eq!(node.names(), ["startrecovery"]);
+    node.end("startrecovery", Ending::Done);
+    node.wait(1);
+    node.end("recovered", Ending::Done);
+    let bad = |name: &str| {
+        let of = |effect: &&Effect| matches!(effect, Effect::Bad { event, .. } if event == name);
+        node.said.iter().filter(of).count()
+    };
+    assert_eq!((bad("startrecovery"), bad("recovered")), (1, 1));
+}
+
+#[test]
+fn without_databases_the_set_of_nodes_is_what_is_recovered() {
+    let mut node = Node::healthy();
+    let stand = |generation| {
+        Input::Recovery(Recovery {
+            generation,
+            databases: None,
+            under_way: false,
+        })
+    };
+    node.put(stand(Some(1)));
+    node.put(stand(None));
+    node.put(stand(Some(1)));
+    assert!(node.names().is_empty(), "the same as before");
+    node.put(stand(Some(2)));
+    node.end("startrecovery", Ending::Done);
+    node.wait(1);
+    node.end("recovered", Ending::Done);
+    // The first database is no recovery, nor is the last one's end, nor a step back.
+    for one in [Some((3, 1)), None, Some((3, 1)), Some((2, 9))] {
+        node.put(recovery(one, false));
+    }
+    assert!(node.names().is_empty());
+}
+
+#[test]
+fn what_moves_addresses_does_not_wait_for_a_recovery() {
+    let mut node = Node::healthy();
+    node.put(recovery(Some((1, 1)), false));
+    node.ask(1, Event::plain("reconfigure"));
+    node.put(recovery(Some((1, 2)), false));
+    assert_eq!(node.names(), ["reconfigure"]);
+    node.end("reconfigure", Ending::Done);
+    assert_eq!(node.names(), ["startrecovery"]);
+    node.ask(2, Event::plain("startipreallocate"));
+    node.end("startipreallocate", Ending::Done);
+    for number in 1..=20 {
+        node.ask(10 + u64::from(number), takeip(number));
+    }
+    assert_eq!(node.names().len(), 1 + PARALLEL, "as many as ever");
+    for number in 1..=20 {
+        node.end(&format!("takeip eth0 10.0.0.{number} 24"), Ending::Done);
+    }
+    node.ask(3, Event::plain("ipreallocated"));
+    node.end("ipreallocated", Ending::Done);
+    assert_eq!(node.names(), ["startrecovery"], "it hangs");
+    // All else and it wait for each other.
+    node.ask(4, Event::plain("recovered"));
+    node.ask(5, takeip(1));
+    assert_eq!(node.names(), ["startrecovery"]);
+    node.end("startrecovery", Ending::TimedOut);
+    assert_eq!(
+        node.names(),
+        ["recovered", "takeip eth0 10.0.0.1 24"],
+        "nor for one that was asked for by hand, once it runs"
+    );
+    node.wait(1);
+    node.end("recovered", Ending::Done);
+    node.end("takeip eth0 10.0.0.1 24", Ending::Done);
+    node.wait(0);
+    node.end("recovered", Ending::Done);
+    assert!(node.names().is_empty(), "{:?}", node.names());
+}
+
+#[test]
+fn a_node_that_is_stopped_hears_of_no_recovery() {
+    let mut node = Node::healthy();
+    let situation = |active| Input::Situation {
+        active,
+        recovering: false,
+    };
+    node.put(recovery(Some((1, 1)), false));
+    node.put(recovery(Some((1, 1)), true));
+    node.end("startrecovery", Ending::Done);
+    node.put(situation(false));
+    node.put(recovery(Some((1, 2)), false));
+    node.wait(5);
+    assert!(node.names().is_empty());
+    node.put(situation(true));
+    node.put(recovery(Some((1, 3)), false));
+    assert_eq!(node.names(), ["startrecovery"], "that which brings it back");
+    node.put(Input::Shutdown);
+    node.wait(5);
+    assert_eq!(node.names(), ["shutdown"]);
+}

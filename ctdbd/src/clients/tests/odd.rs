@@ -1,6 +1,6 @@
 //! Values at the edge, compared with CTDB 4.17.12 through a raw client (2026-11-29).
 
-use ctdb_wire::client::types::{AddressInfo, FlagChange};
+use ctdb_wire::client::types::{AddressInfo, FlagChange, TunableName};
 
 use super::*;
 
@@ -47,6 +47,14 @@ fn odd_values_are_taken_as_ctdb_takes_them() {
         };
         let request = Request::ModifyFlags(change);
         assert_eq!(pair.control(a, own, 0, &request).0, status, "{pnn}");
+    }
+    for (name, status) in [
+        (&b""[..], -1),
+        (b"NoSuchThing", -22),
+        (b"RecoverTimeout", 0),
+    ] {
+        let request = Request::GetTunable(TunableName(name));
+        assert_eq!(pair.control(a, own, 0, &request).0, status, "{name:?}");
     }
     // A reset ends the interval that runs; those that are over are still shown.
     pair.tick(1000);

@@ -45,7 +45,8 @@ impl Worker {
                 self.control(origin, if good { 0 } else { -1 }, Vec::new());
             }
             Question::TransactionCancel => {
-                let good = self.restoring && self.end_restore(false);
+                // Nothing to undo is no failure (as CTDB).
+                let good = !self.restoring || self.end_restore(false);
                 self.control(origin, if good { 0 } else { -1 }, Vec::new());
             }
             Question::Wipe => {
@@ -58,8 +59,12 @@ impl Worker {
                 self.control(origin, status, Vec::new());
             }
             Question::PushConfirm => {
-                let data = encode_to_vec(&Reply::U32(self.pushed));
-                self.control(origin, if self.restoring { 0 } else { -1 }, data);
+                if self.restoring {
+                    let data = encode_to_vec(&Reply::U32(self.pushed));
+                    self.control(origin, 0, data);
+                } else {
+                    self.control(origin, -1, Vec::new());
+                }
             }
         }
     }

@@ -159,13 +159,17 @@ pub fn command(runs: Runs) -> Result<Vec<Row>> {
         up(Flavor::Ctdb, runs.reference)?,
     );
     let mut rows = Vec::new();
-    for (verb, calls) in [("pnn", 100), ("status", 20)] {
+    for (words, calls) in [
+        (&["pnn"][..], 100),
+        (&["status"], 20),
+        (&["-X", "status"], 20),
+    ] {
         rows.push(Row {
-            what: format!("one call of the command line (`ctdb {verb}`)"),
+            what: format!("one call of the command line (`ctdb {}`)", words.join(" ")),
             unit: Unit::Ms,
-            ours: calls_of(ours.as_ref(), verb, calls, runs.ours)?,
+            ours: calls_of(ours.as_ref(), words, calls, runs.ours)?,
             goal: Some(3.0),
-            reference: calls_of(theirs.as_ref(), verb, calls, runs.reference)?
+            reference: calls_of(theirs.as_ref(), words, calls, runs.reference)?
                 .into_iter()
                 .map(Some)
                 .collect(),
@@ -186,7 +190,7 @@ fn up(flavor: Flavor, runs: usize) -> Result<Option<Lab>> {
 }
 
 /// Milliseconds of one call, for each run of many.
-fn calls_of(lab: Option<&Lab>, verb: &str, calls: u32, runs: usize) -> Result<Vec<f64>> {
+fn calls_of(lab: Option<&Lab>, words: &[&str], calls: u32, runs: usize) -> Result<Vec<f64>> {
     let Some(lab) = lab else {
         return Ok(Vec::new());
     };
@@ -196,10 +200,10 @@ fn calls_of(lab: Option<&Lab>, verb: &str, calls: u32, runs: usize) -> Result<Ve
     );
     (0..runs)
         .map(|_| {
-            let mut command = node.ctdb_in_shell(&script, &[verb])?;
+            let mut command = node.ctdb_in_shell(&script, words)?;
             let start = Instant::now();
             let out = node.netns().output(&mut command)?;
-            ensure!(out.status.success(), "ctdb {verb}: {out:?}");
+            ensure!(out.status.success(), "ctdb {words:?}: {out:?}");
             eprint!(".");
             Ok(start.elapsed().as_secs_f64() * 1000.0 / f64::from(calls))
         })
