@@ -134,13 +134,11 @@ impl Tdb {
                 RecordKind::Dead => {
                     dead += 1;
                     if dead > keep {
-                        // Asked before the lock that all chains share is taken: two system calls.
-                        // Nobody comes to stand there while the chain is locked.
+                        if !*freelist {
+                            self.lock(LockName::Freelist, LockKind::Exclusive, self.wait)?;
+                            *freelist = true;
+                        }
                         if self.may_free(offset)? {
-                            if !*freelist {
-                                self.lock(LockName::Freelist, LockKind::Exclusive, self.wait)?;
-                                *freelist = true;
-                            }
                             self.storage.write_word(link, record.next)?;
                             self.free(offset, record)?;
                         } else {

@@ -217,65 +217,64 @@ fn scripts_hear_of_every_recovery() {
         .unwrap()
         .success()
         .unwrap();
-    let counts = || lab.nodes().iter().map(|node| recoveries(node).len());
-    let even = || counts().all(|count| count % 2 == 0);
-    let more = |what: &str, pnn: usize, than: &[usize]| {
-        lab.wait(what, LONG, || {
-            even() && counts().nth(pnn).unwrap() > than[pnn]
-        })
-        .unwrap();
+    let heard = |pnn: u32| recoveries(lab.node(pnn)).len();
+    let counts = || (0..3).map(heard).collect::<Vec<_>>();
+    let whole = |pnn: usize, than: &[usize]| {
+        let seen = recoveries(&lab.nodes()[pnn]);
+        seen.len() > than[pnn] && seen.last().is_some_and(|last| last.ends_with("recovered"))
     };
-    for (what, words, heard) in [
+    let wait = |what: &str, pnn: usize, than: &[usize]| {
+        let what = format!("node {pnn} to hear of {what}");
+        lab.wait(&what, LONG, || whole(pnn, than)).unwrap();
+    };
+    for (what, words, who) in [
         ("recover", &["recover"][..], [0, 1, 2].as_slice()),
         ("stop", &["-n", "2", "stop"], &[0, 1]),
         ("continue", &["-n", "2", "continue"], &[0, 1, 2]),
     ] {
-        let before: Vec<usize> = counts().collect();
+        let before = counts();
         lab.ctdb(0, words).unwrap().success().unwrap();
-        for pnn in heard {
-            more(&format!("node {pnn} to hear of {what}"), *pnn, &before);
+        for pnn in who {
+            wait(what, *pnn, &before);
         }
     }
-    let before: Vec<usize> = counts().collect();
+    let before = counts();
     lab.node(2)
         .kill_daemon(nix::sys::signal::Signal::SIGKILL)
         .unwrap();
-    more("node 1 to hear of a lost node", 1, &before);
-    let before: Vec<usize> = counts().collect();
+    wait("a lost node", 1, &before);
+    let before = counts();
     lab.node(2).start_daemon().unwrap();
-    more("node 1 to hear of one that joins", 1, &before);
+    wait("one that joins", 1, &before);
+    lab.wait_all_healthy(LONG).unwrap();
     for node in &lab.nodes()[..2] {
-        let seen = recoveries(node);
-        for pair in seen.chunks(2) {
-            assert_eq!(pair, ["50.test startrecovery", "50.test recovered"]);
+        for (number, event) in recoveries(node).into_iter().enumerate() {
+            let name = ["startrecovery", "recovered"][number % 2];
+            assert_eq!(event, format!("50.test {name}"), "{number}");
         }
     }
 
     fs::write(lab.node(0).etc().join("hang"), "").unwrap();
-    let before = counts().next().unwrap();
+    let before = counts();
     lab.ctdb(0, &["recover"]).unwrap().success().unwrap();
-    lab.wait("recovered to hang", LONG, || {
-        recoveries(lab.node(0)).len() == before + 2
-    })
-    .unwrap();
+    wait("its end, and to hang", 0, &before);
+    let hangs = heard(0);
     let owners = lab.node(0).ip_owners().unwrap();
-    let other = |owner: &Option<u32>| *owner == Some(1);
-    let (address, _) = owners.iter().find(|(_, owner)| other(owner)).unwrap();
-    let moved = |pnn: &str, event: &str| {
-        let words = ["moveip", &address.to_string(), pnn];
-        lab.ctdb(0, &words).unwrap().success().unwrap();
-        let text = format!("50.test {event} pub0 {address} ");
-        lab.wait(&text, LONG, || {
-            let seen = events(lab.node(0));
-            seen.iter().any(|one| one.starts_with(&text))
-        })
-        .unwrap();
+    let there = owners.iter().find(|(_, owner)| **owner == Some(1));
+    let address = there.unwrap().0.to_string();
+    let taken = || {
+        let text = format!("50.test takeip pub0 {address} ");
+        let seen = events(lab.node(0));
+        seen.iter().filter(|one| one.starts_with(&text)).count()
     };
-    moved("0", "takeip");
-    moved("1", "releaseip");
-    let answer = lab.ctdb(0, &["stats", "1"]).unwrap();
-    assert!(answer.ok(), "{answer:?}");
-    assert_eq!(recoveries(lab.node(0)).len(), before + 2, "it hangs still");
+    let before = taken();
+    lab.ctdb(0, &["moveip", &address, "0"])
+        .unwrap()
+        .success()
+        .unwrap();
+    lab.wait("takeip beside it", LONG, || taken() > before)
+        .unwrap();
+    assert_eq!(heard(0), hangs, "it hangs still");
     lab.end().unwrap();
 }
 
