@@ -70,6 +70,17 @@ pub enum Flavor {
     Ctdb,
 }
 
+impl Flavor {
+    /// Ours, or with `CTDB_LAB_FLAVOR=ctdb` Debian's: by hand, to see what a test that is for ours finds
+    /// there.
+    pub fn wanted() -> Self {
+        match std::env::var("CTDB_LAB_FLAVOR").as_deref() {
+            Ok("ctdb") => Self::Ctdb,
+            _ => Self::Ours,
+        }
+    }
+}
+
 /// What a lab is to look like; made by [`Lab::builder`].
 #[derive(Clone, Debug)]
 pub struct Settings {

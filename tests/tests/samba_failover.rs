@@ -352,5 +352,5 @@ fn sessions_outlive_failures() {
 
 #[test]
 fn what_is_stopped_changes_nothing() {
-    everything(Flavor::Ours, &[Fault::Frozen, Fault::AllFrozen]);
+    everything(Flavor::wanted(), &[Fault::Frozen, Fault::AllFrozen]);
 }

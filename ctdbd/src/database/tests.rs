@@ -8,6 +8,7 @@ use ctdb_db::cluster::{
 };
 use ctdb_db::record::{LtdbHeader, Rsn};
 use ctdb_db::{LockKind, OpenOptions, Tdb, Wait};
+use ctdb_ebpf::deadman::{Deadman, Own, Right, Watcher};
 use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn, Term};
 
 use super::file::{FileOptions, FileStore};
@@ -238,6 +239,13 @@ impl Outlet for Said {
 
 /// A table of a node that serves alone, and what its databases say.
 fn alone(directory: &std::path::Path) -> (Table, std::sync::mpsc::Receiver<Output>) {
+    guarded(directory, None)
+}
+
+fn guarded(
+    directory: &std::path::Path,
+    deadman: Option<Arc<Deadman>>,
+) -> (Table, std::sync::mpsc::Receiver<Output>) {
     let setup = Setup {
         me: pnn(0),
         volatile: directory.to_path_buf(),
@@ -245,21 +253,26 @@ fn alone(directory: &std::path::Path) -> (Table, std::sync::mpsc::Receiver<Outpu
         mutexes: true,
     };
     let (say, said) = std::sync::mpsc::sync_channel(1000);
-    let mut table = Table::new(setup, None, Arc::new(Said(say)));
+    let mut table = Table::new(setup, deadman, Arc::new(Said(say)));
     table.set_right(Some(1));
-    table.set_view(Some(View {
+    table.set_view(Some(view(1)));
+    (table, said)
+}
+
+/// What a node that serves alone sees, in its life of that number.
+fn view(life: u64) -> View {
+    View {
         term: Term {
             number: 1,
             leader: pnn(0),
             session: Incarnation(1),
         },
-        members: [(pnn(0), Incarnation(1))].into_iter().collect(),
+        members: [(pnn(0), Incarnation(life))].into_iter().collect(),
         donors: NodeSet::EMPTY,
         witnesses: NodeSet::EMPTY,
         lmasters: vec![pnn(0)],
         complete: true,
-    }));
-    (table, said)
+    }
 }
 
 fn until<T>(
@@ -328,6 +341,43 @@ fn calls_are_answered_where_they_are_read_and_behind_what_waits() {
     other.chain_unlock(b"key").unwrap();
     assert_eq!(until(&said, reply), (reqid + 1, 0));
     assert_eq!(until(&said, reply), (reqid + 2, 0));
+    table.stop();
+}
+
+#[test]
+fn the_guard_hears_in_which_right_a_database_is_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let deadman = Arc::new(Deadman::create().unwrap());
+    let memory = deadman.fd().try_clone_to_owned().unwrap();
+    let watcher = Watcher::from_fd(memory).unwrap();
+    let right = |slot, seconds| {
+        let until = (boot_now() + Duration::from_secs(seconds)).0;
+        deadman.set_right(Right { slot, until });
+    };
+    let wait = |wanted: &dyn Fn() -> bool| {
+        let late = std::time::Instant::now() + Duration::from_secs(60);
+        while !wanted() {
+            assert!(std::time::Instant::now() < late);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    right(1, 3600);
+    let (mut table, _said) = guarded(directory.path(), Some(Arc::clone(&deadman)));
+    table
+        .attach("served.tdb", Kind::Volatile, &Tunables::default())
+        .unwrap();
+    wait(&|| watcher.is_served(0, 1));
+    // The right has ended: nothing is, until a recovery in the next.
+    right(1, 0);
+    table.set_right(None);
+    wait(&|| watcher.own(0).0 == Own::Frozen);
+    assert!(!watcher.is_served(0, 1));
+    right(2, 3600);
+    table.set_right(Some(2));
+    assert!(!watcher.is_served(0, 2));
+    table.set_view(Some(view(2)));
+    wait(&|| watcher.is_served(0, 2));
+    assert!(!watcher.is_served(0, 1));
     table.stop();
 }
 

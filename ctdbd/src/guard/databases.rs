@@ -14,8 +14,10 @@
 //!
 //! What is held is offered to the daemon, which works under it when it is back and lets go after a
 //! recovery; so there is no moment at which neither holds the lock. If the same right goes on after
-//! all, everything is given back at once. Files are opened when the daemon attaches them, at leisure;
-//! what is done when the right has ended allocates nothing and waits for nobody.
+//! all, everything is given back at once. So is what the guard took when the daemon had frozen the
+//! database itself and was through with the recovery, since nobody would ask for that: the daemon says in
+//! which right it serves. Files are opened when the daemon attaches them, at leisure; what is done when
+//! the right has ended allocates nothing and waits for nobody.
 //!
 //! When the guard itself is killed while it holds databases of a stopped daemon, the kernel gives its
 //! locks to the next who want them. A daemon that runs starts another guard, which takes up what the
@@ -256,8 +258,9 @@ impl Databases {
                 continue;
             };
             let wish = watcher.wish(index, *version);
-            // The right that went on was never away, so nothing was given away.
-            let needless = *closed_in == slot;
+            // The right that went on was never away, so nothing was given away; and what the daemon has
+            // recovered in another one needs no guard.
+            let needless = *closed_in == slot || watcher.is_served(index, slot);
             let free = match wish {
                 Wish::Claimed => false,
                 Wish::Nothing => freezer.is_engaged() && needless,

@@ -54,6 +54,8 @@ pub(super) struct Cell {
     ended: AtomicU32,
     /// The guard cannot use the file.
     unusable: AtomicU32,
+    /// The slot of the right in which the daemon gave all records back last; 0: none.
+    served: AtomicU32,
     device: AtomicU64,
     inode: AtomicU64,
     name: [AtomicU64; WORDS],
@@ -153,6 +155,7 @@ impl Deadman {
         cell.blocked.store(0, Relaxed);
         cell.ended.store(0, Relaxed);
         cell.unusable.store(0, Relaxed);
+        cell.served.store(0, Relaxed);
         cell.guard.store(word(version, FREE), Relaxed);
         cell.version.store(version, Release);
         Some(Guarded {
@@ -188,6 +191,12 @@ impl Guarded {
             Own::Frozen => FROZEN,
         };
         self.cell().own.store(own, SeqCst);
+    }
+
+    /// The slot of the right in which the database was recovered and is served, `None` when that right
+    /// has ended. Said before all records are given back.
+    pub fn set_served(&self, slot: Option<u32>) {
+        self.cell().served.store(slot.unwrap_or(0), SeqCst);
     }
 
     /// The own lock is about to be given back. Whoever says so asks for the right after it: either
@@ -347,6 +356,11 @@ impl Watcher {
             _ => Own::Served,
         };
         (own, thawing)
+    }
+
+    /// Whether the daemon has recovered and serves the database in the right of that slot.
+    pub fn is_served(&self, index: usize, slot: u32) -> bool {
+        slot != 0 && self.cell(index).served.load(SeqCst) == slot
     }
 
     /// What the daemon wants of the guard's lock.

@@ -53,6 +53,8 @@ class Disconnected(Exception):
 
 
 def status_of(error):
+    if isinstance(error, (OSError, NetBIOSError)):
+        return None
     code = error.get_error_code() if hasattr(error, "get_error_code") else None
     code = code if code is not None else getattr(error, "getErrorCode", lambda: None)()
     if code is None:
@@ -61,18 +63,28 @@ def status_of(error):
 
 
 class Session:
-    def __init__(self, address):
+    def __init__(self, address, doing):
+        """`doing` is told what is waited for."""
+        doing("connects")
         self.conn = SMBConnection(
             address, address, preferredDialect=s.SMB2_DIALECT_30, timeout=TIMEOUT)
-        self.conn.login("root", "secret")
-        self.tree = self.conn.connectTree("share")
+        try:
+            doing("logs in")
+            self.conn.login("root", "secret")
+            doing("connects to the share")
+            self.tree = self.conn.connectTree("share")
+        except Exception:
+            # A connection that nobody uses any more would be kept until it is collected.
+            self.end()
+            raise
         self.smb = self.conn.getSMBServer()
 
     def end(self):
         """Without a word."""
         try:
             self.conn.getSMBServer().get_socket().close()
-        except OSError:
+        except (OSError, AttributeError):
+            # It has ended already.
             pass
 
     def open(self, name, share=SHARE_ALL, access=ACCESS, disposition=s.FILE_OPEN_IF, options=0):
@@ -122,6 +134,17 @@ class Worker(threading.Thread):
         self.chance = random.Random(number)
         self.session = None
         self.files = 0
+        # What it waits for and since when, and why the last session ended or could not be made.
+        self.waits, self.since = "starts", time.monotonic()
+        self.why = None
+
+    def doing(self, what):
+        self.waits, self.since = what, time.monotonic()
+
+    def told(self):
+        """For who asks why it is not there."""
+        age = time.monotonic() - self.since
+        return f"session {self.number} with {self.address}: {self.waits} for {age:.1f} s; {self.why}"
 
     def ask(self, allowed, work, *args, **more):
         """Does one request. The status if it is one of the allowed ones, `None` after success."""
@@ -242,11 +265,13 @@ class Worker(threading.Thread):
                     if self.session is None:
                         continue
                 work = self.chance.choice(works)
+                self.doing(work.__name__)
                 work()
                 with guard:
                     done[work.__name__] += 1
                 time.sleep(self.chance.random() * PAUSE)
-            except Disconnected:
+            except Disconnected as error:
+                self.why = f"{self.waits}: {error.__context__!r}"
                 with guard:
                     disconnects[self.address] += 1
                 self.session.end()
@@ -255,8 +280,9 @@ class Worker(threading.Thread):
     def connect(self):
         """A new session; none while the address is nobody's or its server begins or ends."""
         try:
-            return Session(self.address)
-        except Exception:
+            return Session(self.address, self.doing)
+        except Exception as error:
+            self.why = f"{self.waits}: {status_of(error) or repr(error)}"
             time.sleep(0.1 + self.chance.random() * 0.2)
             return None
 
@@ -280,8 +306,11 @@ def main():
     for line in sys.stdin:
         # How far it is, for who waits for that.
         with guard:
-            connected = sum(worker.session is not None for worker in workers)
-            print(json.dumps({"connected": connected, "done": sum(done.values())}), flush=True)
+            absent = [worker for worker in workers if worker.session is None]
+            print(json.dumps({
+                "connected": len(workers) - len(absent), "done": sum(done.values()),
+                "absent": [worker.told() for worker in absent], "errors": dict(errors),
+            }), flush=True)
     stop.set()
     late = time.monotonic() + TIMEOUT + 5
     for worker in workers:

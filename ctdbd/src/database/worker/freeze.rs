@@ -133,6 +133,11 @@ impl Worker {
             // It was to be given back, without a right.
             return;
         }
+        if !self.has_right()
+            && let Some(guarded) = &self.all.guarded
+        {
+            guarded.set_served(None);
+        }
         self.all.set_own(Own::Freezing);
         if let Err(error) = self.waiters.wait(Target::AllRecords, ALL_RECORDS) {
             tracing::error!(db = %self.id, %error, "nobody can wait for the lock on all records");
@@ -267,6 +272,9 @@ impl Worker {
                 return;
             }
             self.all.kept = false;
+            if !ends {
+                guarded.set_served(self.joined);
+            }
             guarded.set_own(Own::Served);
         }
         self.store.set_frozen(false);

@@ -281,6 +281,65 @@ fn a_right_that_goes_on_was_never_away() {
     });
 }
 
+/// Daemon and guard wake at once; the daemon freezes, rejoins and serves, and the guard comes late.
+#[test]
+fn what_is_taken_behind_a_recovery_is_given_back() {
+    both(|mutexes| {
+        let mut node = Node::new(mutexes);
+        let mut client = node.client();
+        let second_right = Right {
+            slot: 3,
+            until: (END + SECOND * 60).0,
+        };
+        // It holds all records, and offers that, when another right is there.
+        node.guard.step(END + SECOND);
+        node.deadman.set_right(second_right);
+        node.guard.step(END + SECOND * 2);
+        assert_eq!(client.ask("try k"), "busy", "nothing is recovered yet");
+        node.guarded.set_served(Some(1));
+        node.guard.step(END + SECOND * 3);
+        assert_eq!(client.ask("try k"), "busy", "that was before");
+        node.guarded.set_served(Some(3));
+        node.guard.step(END + SECOND * 4);
+        assert_eq!(client.ask("try k"), "locked");
+        assert!(!node.guarded.claim(), "the offer is withdrawn");
+        assert_eq!(client.ask("unlock k"), "unlocked");
+        // As soon as that right has ended it is closed as ever, and stays so for the next.
+        node.guard.step(END + SECOND * 62);
+        node.deadman.set_right(Right {
+            slot: 4,
+            until: (END + SECOND * 90).0,
+        });
+        node.guard.step(END + SECOND * 63);
+        assert_eq!(client.ask("try k"), "busy");
+        assert!(node.guarded.claim());
+    });
+}
+
+#[test]
+fn what_was_closed_while_the_daemon_had_it_is_open_when_the_daemon_is_through() {
+    let mut node = Node::new(true);
+    let mut client = node.client();
+    // The guard finds the daemon's lock and closes the file beside it; then it does not run for a while.
+    node.guarded.set_own(Own::Freezing);
+    node.tdb.lock_all(LockKind::Exclusive).unwrap();
+    node.guard.step(END + SECOND);
+    node.guarded.set_own(Own::Frozen);
+    node.deadman.set_right(Right {
+        slot: 3,
+        until: (END + SECOND * 60).0,
+    });
+    node.guarded.set_served(Some(3));
+    node.guarded.set_own(Own::Served);
+    // The lock has not been given back yet.
+    node.guard.step(END + SECOND * 2);
+    assert_eq!(client.ask("try k"), "busy");
+    node.tdb.unlock_all().unwrap();
+    node.guard.step(END + SECOND * 3);
+    assert!(!node.guard.is_engaged());
+    assert_eq!(client.ask("try k"), "locked");
+}
+
 #[test]
 fn who_keeps_a_record_locked_is_named_then_ended() {
     both(|mutexes| {
