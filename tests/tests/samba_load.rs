@@ -132,10 +132,11 @@ impl Load {
             self.progress().connected == sessions
         });
         if let Err(error) = all {
-            let progress = self.progress();
-            println!("{progress:#?}");
+            let Progress { absent, errors, .. } = self.progress();
+            let absent = absent.join("\n");
+            println!("errors {errors:?}; absent:\n{absent}");
             hold(lab);
-            panic!("{error:#}: {progress:?}");
+            panic!("{error:#}: {errors:?}\n{absent}");
         }
         let before = self.progress().done;
         let enough = before + sessions as u64;
