@@ -21,6 +21,7 @@
 pub mod bystander;
 pub mod cli;
 pub mod clock;
+pub mod cluster_lock;
 pub mod held;
 pub mod history;
 mod leftovers;

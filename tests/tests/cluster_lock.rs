@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ctdb_tests::lab::cluster_lock::Keeper;
 use ctdb_tests::lab::{Freeze, Lab, Links, Service};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -25,14 +26,7 @@ fn built_with(nodes: u32, authority: &str, profile: &str) -> Lab {
         .conf("cluster", "lock validity", "2s")
         .build()
         .unwrap();
-    let lock = lab.shared_dir().join("lock");
-    for node in lab.nodes() {
-        let conf = node.etc().join("ctdb.conf");
-        let text = std::fs::read_to_string(conf).unwrap();
-        let line = format!("[cluster]\n\tcluster lock = {}\n", lock.display());
-        let text = text.replacen("[cluster]\n", &line, 1);
-        node.write("ctdb.conf", &text).unwrap();
-    }
+    lab.keep_lock(Keeper::File).unwrap();
     lab
 }
 

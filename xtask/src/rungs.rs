@@ -50,7 +50,9 @@ impl Rung {
         ) {
             ("ctdb-tests", "test", "simulation" | "simulation_db" | "model") => Self::Simulation,
             ("ctdb-tests", "test", "fuzz") => Self::Fast,
-            ("ctdb-tests", "test", "client_socket" | "database" | "records") => Self::Samba,
+            ("ctdb-tests", "test", "client_socket" | "database" | "old_tool" | "records") => {
+                Self::Samba
+            }
             ("ctdb-tests", "test", target) if target.starts_with("samba") => Self::Samba,
             ("ctdb-tests", "test", _) => Self::Namespaces,
             _ => Self::Fast,

@@ -31,6 +31,14 @@ pub enum Refused {
     StillRuns(Pnn),
 }
 
+impl Refused {
+    /// Whether waiting alone may help.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::NotSettled | Self::NotAll(_) | Self::NoLeader)
+    }
+}
+
 /// Checks a reload from what the detector knows. On the acting leader's node first.
 pub fn check(status: &Status, mode: Mode, new: &List) -> Result<(), Refused> {
     let old = status.list.voters;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::node::Node;
-use super::nodes::{RELOAD, Reload};
+use super::nodes::{Applying, RELOAD, Reload};
 use super::replies::to_peer;
 use crate::api::{self, Command, Wanted};
 use crate::clients::{Ask, AskKind};
@@ -50,7 +50,7 @@ pub(super) enum Wait {
     /// The nodes list is read.
     Source(oneshot::Receiver<Result<Vec<NodeEntry>, String>>),
     /// The record of the old list is removed, then this one is taken on.
-    Apply(Vec<NodeEntry>),
+    Apply(Applying),
     /// A new nodes list is taken on by all nodes.
     Reload(Box<Reload>),
     /// This node holds no address any more.
@@ -646,7 +646,7 @@ impl Node {
     fn look_at(&mut self, wait: Wait) -> Step {
         let wait = match wait {
             Wait::Source(receiver) => return self.look_at_source(receiver),
-            Wait::Apply(nodes) => return self.look_at_apply(nodes),
+            Wait::Apply(applying) => return self.look_at_apply(applying),
             Wait::Reload(reload) => return self.look_at_reload(*reload),
             wait => wait,
         };

@@ -29,6 +29,9 @@ use crate::process::{Children, How, Owner, Spec};
 const FETCH: Duration = Duration::from_secs(10);
 /// How long the whole reload may take.
 pub(super) const RELOAD: Duration = Duration::from_secs(60);
+/// How long is waited for what comes by itself: the link to a node that is heard (one whole attempt
+/// of it takes 5 s at its longest), a leader, the last change of the list being settled.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Reads a list, off the main loop.
 pub(super) async fn fetch(
@@ -128,6 +131,11 @@ pub(super) struct Reload {
 enum Stage {
     /// This node's source is read.
     Own(oneshot::Receiver<Result<Vec<NodeEntry>, String>>),
+    /// Nodes that are heard have no link yet, without which they cannot be told.
+    Links {
+        list: Vec<NodeEntry>,
+        until: BootTime,
+    },
     /// The others are asked for what theirs say.
     Others {
         list: Vec<NodeEntry>,
@@ -140,6 +148,28 @@ enum Stage {
         left: VecDeque<Pnn>,
         current: Option<(Pnn, oneshot::Receiver<Answer>)>,
     },
+}
+
+/// A new list that waits to be taken on by this node.
+pub(super) struct Applying {
+    nodes: Vec<NodeEntry>,
+    /// Until then what may come by itself is waited for.
+    until: BootTime,
+}
+
+/// Why a list is not taken on.
+enum MayNot {
+    /// It may come by itself.
+    Yet(String),
+    /// Not without something being done.
+    AtAll(String),
+}
+
+impl From<MayNot> for String {
+    fn from(reason: MayNot) -> Self {
+        let (MayNot::Yet(text) | MayNot::AtAll(text)) = reason;
+        text
+    }
 }
 
 fn refuse(text: String) -> Step {
@@ -205,8 +235,8 @@ impl Node {
         match reload.stage {
             Stage::Own(mut receiver) => match receiver.try_recv() {
                 Ok(Ok(list)) => {
-                    let asked = self.ask_others();
-                    Step::Next(again(Stage::Others { list, asked }))
+                    let until = boot_now() + PATIENCE;
+                    Step::Next(again(Stage::Links { list, until }))
                 }
                 Ok(Err(text)) => {
                     tracing::error!("nodes list not reloaded, the old one stays: {text}");
@@ -215,6 +245,20 @@ impl Node {
                 Err(TryRecvError::Empty) => Step::Stay(again(Stage::Own(receiver))),
                 Err(TryRecvError::Closed) => refuse("the daemon ends".to_owned()),
             },
+            Stage::Links { list, until } => {
+                let missing = self.heard_without_link();
+                if missing.is_empty() {
+                    let asked = self.ask_others();
+                    return Step::Next(again(Stage::Others { list, asked }));
+                }
+                if until <= boot_now() {
+                    return refuse(format!(
+                        "there is no link to nodes that are heard: {missing:?}; try again when \
+                         `ctdb status` shows them connected"
+                    ));
+                }
+                Step::Stay(again(Stage::Links { list, until }))
+            }
             Stage::Others { list, mut asked } => {
                 while let Some((pnn, receiver)) = asked.last_mut() {
                     match receiver.try_recv() {
@@ -301,58 +345,69 @@ impl Node {
     /// loop, then the list is in force.
     pub(super) fn apply_nodes(&self, nodes: Vec<NodeEntry>) -> Result<Wait, Answer> {
         match self.may_apply(&nodes) {
-            Ok(true) => Ok(Wait::Apply(nodes)),
             Ok(false) => Err(json(&Done {
                 changed: false,
                 message: "the list is in force already".to_owned(),
             })),
-            Err(text) => Err(Err(ApiError::new(409, "not_reloaded", text))),
+            Ok(true) | Err(MayNot::Yet(_)) => Ok(Wait::Apply(Applying {
+                nodes,
+                until: boot_now() + PATIENCE,
+            })),
+            Err(MayNot::AtAll(text)) => Err(Err(ApiError::new(409, "not_reloaded", text))),
         }
     }
 
     /// Whether a list differs from the one in force, and may be taken on now (R24).
-    fn may_apply(&self, nodes: &[NodeEntry]) -> Result<bool, String> {
+    fn may_apply(&self, nodes: &[NodeEntry]) -> Result<bool, MayNot> {
         let old = self.entries();
         if nodes == old {
             return Ok(false);
         }
-        compare(&old, nodes, |_| false).map_err(|errors| errors.join("; "))?;
+        compare(&old, nodes, |_| false).map_err(|errors| MayNot::AtAll(errors.join("; ")))?;
         let active = |list: &[NodeEntry]| list.iter().filter(|node| !node.deleted).count();
         if self.parts.split_brain && (active(&old) == 2) != (active(nodes) == 2) {
             // One node alone is a quorum of such a list, and no witness of the other's (L1).
-            return Err(
+            return Err(MayNot::AtAll(
                 "with `allow split brain` a list of two nodes is changed only by stopping all \
                  daemons and starting them"
                     .to_owned(),
-            );
+            ));
         }
         let list = self.list_of(nodes);
         let Some(status) = self.parts.coordinator.status() else {
-            return Err("the detector has not spoken yet; try again".to_owned());
+            let text = "the detector has not spoken yet; try again";
+            return Err(MayNot::Yet(text.to_owned()));
         };
-        if status.list.voters != self.parts.coordinator.config().voters {
-            return Err(reload::Refused::NotSettled.to_string()); // The detector is to hear of it.
+        let refused = if status.list.voters == self.parts.coordinator.config().voters {
+            reload::check(status, self.parts.mode, &list).err()
+        } else {
+            Some(reload::Refused::NotSettled) // The detector is to hear of it.
+        };
+        match refused {
+            None => Ok(true),
+            Some(refused) if refused.may_pass() => Err(MayNot::Yet(refused.to_string())),
+            Some(refused) => Err(MayNot::AtAll(refused.to_string())),
         }
-        reload::check(status, self.parts.mode, &list).map_err(|refused| refused.to_string())?;
-        Ok(true)
     }
 
     /// Whether the record is gone; then the list is taken on.
-    pub(super) fn look_at_apply(&mut self, nodes: Vec<NodeEntry>) -> Step {
-        match self.record.remove(boot_now()) {
-            Removal::UnderWay => Step::Stay(Wait::Apply(nodes)),
+    pub(super) fn look_at_apply(&mut self, applying: Applying) -> Step {
+        let now = boot_now();
+        // Another reload may have come before this one.
+        match self.may_apply(&applying.nodes) {
+            Ok(true) => {}
+            Ok(false) => return Step::Answered(json(&Done::default())),
+            Err(MayNot::Yet(_)) if now < applying.until => {
+                return Step::Stay(Wait::Apply(applying));
+            }
+            Err(reason) => return refuse(reason.into()),
+        }
+        match self.record.remove(now) {
+            Removal::UnderWay => Step::Stay(Wait::Apply(applying)),
             Removal::Failed(text) => {
                 refuse(format!("the record of voters cannot be removed: {text}"))
             }
-            // Another reload may have come before this one.
-            Removal::Done => match self.may_apply(&nodes) {
-                Ok(changed) => Step::Answered(if changed {
-                    self.take_on(&nodes)
-                } else {
-                    json(&Done::default())
-                }),
-                Err(text) => refuse(text),
-            },
+            Removal::Done => Step::Answered(self.take_on(&applying.nodes)),
         }
     }
 
@@ -459,6 +514,19 @@ impl Node {
             .voters
             .iter()
             .filter(|pnn| *pnn != me && coordinator.peer(*pnn).linked)
+            .collect()
+    }
+
+    /// Nodes of the list that the detector hears and that have no link to this node.
+    fn heard_without_link(&self) -> Vec<Pnn> {
+        let coordinator = &self.parts.coordinator;
+        let Some(status) = coordinator.status() else {
+            return Vec::new();
+        };
+        let me = self.parts.me;
+        let voters = coordinator.config().voters.iter();
+        voters
+            .filter(|pnn| *pnn != me && !coordinator.peer(*pnn).linked && status.hears(*pnn))
             .collect()
     }
 

@@ -26,7 +26,7 @@ mod versus;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use table::{Row, Table};
 
@@ -43,6 +43,12 @@ struct Options {
     /// How often CTDB is measured; 0 leaves it out
     #[arg(long, default_value_t = 5)]
     reference_runs: usize,
+    /// Timing profile of ours in the failures without warning
+    #[arg(long, value_enum, default_value = "standard")]
+    profile: Profile,
+    /// What decides who may serve, in the failures without warning
+    #[arg(long, value_enum, default_value = "majority")]
+    authority: Authority,
     /// Show the names of the measurements and end
     #[arg(long)]
     list: bool,
@@ -55,6 +61,32 @@ pub struct Runs {
     pub ours: usize,
     /// Samples of CTDB.
     pub reference: usize,
+    /// `[lease] profile` of ours where nodes fail without warning.
+    pub profile: Profile,
+    /// `[cluster] authority` there.
+    pub authority: Authority,
+}
+
+/// Timing profile (`design.md` section 3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Profile {
+    /// Lease of 1.5 s.
+    Standard,
+    /// Lease of 0.3 s, real-time detector.
+    Fast,
+}
+
+/// What decides who may serve, with the service that keeps the lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Authority {
+    /// The majority.
+    Majority,
+    /// A lock in a file that all nodes see.
+    LockFile,
+    /// A lock in etcd.
+    LockEtcd,
+    /// The majority with the lock, in a file.
+    BothFile,
 }
 
 /// A measurement with its name.
@@ -132,6 +164,8 @@ fn run(options: &Options) -> Result<ExitCode> {
     let runs = Runs {
         ours: options.runs,
         reference: options.reference_runs,
+        profile: options.profile,
+        authority: options.authority,
     };
     let mut table = Table::new();
     let mut failed = false;

@@ -222,15 +222,49 @@ fn works(client: &Netns, mut command: Command, input: &str) -> Result<bool> {
     Ok(child.wait()?.success())
 }
 
-/// Whether the network namespace of a process has an established connection to `server`.
+/// Whether a process has an established connection to `server`. The kernel's list is read piece by
+/// piece: what stands behind a socket that goes meanwhile may be left out, so one look that finds
+/// nothing says nothing yet.
 fn established(pid: u32, server: SocketAddr) -> bool {
+    (0..3).any(|_| seen(pid, server))
+}
+
+fn seen(pid: u32, server: SocketAddr) -> bool {
     let name = if server.is_ipv4() { "tcp" } else { "tcp6" };
     let text = fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let own = sockets(pid);
+    // sl, local, remote, state, queues, timer, retransmissions, user, probes, inode.
     text.lines().skip(1).any(|line| {
-        let mut words = line.split_whitespace().skip(2);
-        let (remote, state) = (words.next(), words.next());
-        state == Some("01") && remote.and_then(|text| parse(text).ok()) == Some(server)
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.len() > 9
+            && words[3] == "01"
+            && parse(words[2]).ok() == Some(server)
+            && own.iter().any(|inode| inode == words[9])
     })
+}
+
+/// Inodes of the sockets that a process or a child of it has open (sftp's is its ssh's).
+fn sockets(pid: u32) -> Vec<String> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let mut processes = vec![pid.to_string()];
+    processes.extend(
+        children
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(str::to_owned),
+    );
+    // One that has ended has none.
+    let entries = processes
+        .iter()
+        .filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok())
+        .flatten();
+    entries
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter_map(|target| {
+            let inode = target.to_str()?.strip_prefix("socket:[")?;
+            Some(inode.strip_suffix(']')?.to_owned())
+        })
+        .collect()
 }
 
 /// `0100007F:01BD` of `/proc/net/tcp`: words of the address in the host's byte order.

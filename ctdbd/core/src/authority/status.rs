@@ -1,6 +1,6 @@
 //! What the detector shows of itself to the main loop, and what a recording keeps of that.
 
-use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, Term};
+use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, Pnn, Term};
 use serde::{Deserialize, Serialize};
 
 use super::{Authority, ListStatus, LockStatus};
@@ -39,6 +39,15 @@ pub struct Status {
     /// Per node number.
     #[serde(with = "known")]
     pub peers: [PeerStatus; MAX_NODES],
+}
+
+impl Status {
+    /// The peer's present life is heard: it runs, whether the main loops have a link or not.
+    #[must_use]
+    pub fn hears(&self, pnn: Pnn) -> bool {
+        let peer = &self.peers[pnn.index()];
+        peer.heard_at != BootTime::ZERO && !peer.suspected && !peer.gone && !peer.evicted
+    }
 }
 
 /// One peer in [`Status`].

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use ctdb_tests::lab::cluster_lock::{Etcd, Keeper};
 use ctdb_tests::lab::scenario::{Aftermath, Fail, Plan, Role, Scene};
 use ctdb_tests::lab::{Flavor, Lab, Service, Stamp};
 
-use crate::Runs;
 use crate::table::{Row, Unit};
+use crate::{Authority, Profile, Runs};
 
 /// A failover to measure.
 #[derive(Clone, Copy)]
@@ -72,6 +73,60 @@ fn cluster(flavor: Flavor, ipv6: bool) -> Result<Lab> {
     let lab = builder.build()?;
     lab.bring_up(&[Service::Plain], patience(flavor))?;
     Ok(lab)
+}
+
+/// Ours with the timing profile and the authority that were asked for; with its etcd, if it has one.
+fn cluster_as(runs: Runs) -> Result<(Lab, Option<Etcd>)> {
+    let mut builder = Lab::builder();
+    if runs.profile == Profile::Fast {
+        builder = builder
+            .profile("fast")
+            .conf("priority", "detector", "rr:10");
+    }
+    let (authority, keeper) = match runs.authority {
+        Authority::Majority => ("majority", None),
+        Authority::LockFile => ("lock", Some(Keeper::File)),
+        Authority::LockEtcd => ("lock", Some(Keeper::Etcd)),
+        Authority::BothFile => ("both", Some(Keeper::File)),
+    };
+    if keeper.is_some() {
+        builder =
+            builder
+                .conf("cluster", "authority", authority)
+                .conf("cluster", "lock validity", "2s");
+    }
+    let lab = builder.build()?;
+    let etcd = match keeper {
+        Some(keeper) => lab.keep_lock(keeper)?,
+        None => None,
+    };
+    lab.bring_up(&[Service::Plain], patience(Flavor::Ours))?;
+    Ok((lab, etcd))
+}
+
+/// The goal of a case under the profile and the authority: those of a lock are measured and stated
+/// only, since they depend on what keeps it.
+fn goal(case: Case, runs: Runs) -> Option<f64> {
+    match (runs.authority, runs.profile) {
+        (Authority::Majority, Profile::Standard) => Some(case.goal),
+        (Authority::Majority, Profile::Fast) => Some(match (case.role, case.fail) {
+            (Role::Leader, _) => 700.0,
+            (Role::Follower, Fail::Daemon) => 200.0,
+            (Role::Follower, _) => 500.0,
+        }),
+        _ => None,
+    }
+}
+
+fn conditions(runs: Runs) -> String {
+    let profile = (runs.profile == Profile::Fast).then_some(", fast");
+    let authority = match runs.authority {
+        Authority::Majority => None,
+        Authority::LockFile => Some(", lock in a file"),
+        Authority::LockEtcd => Some(", lock in etcd"),
+        Authority::BothFile => Some(", both, lock in a file"),
+    };
+    [profile, authority].into_iter().flatten().collect()
 }
 
 fn ms(span: Duration) -> f64 {
@@ -193,7 +248,7 @@ pub fn sudden(case: Case, runs: Runs) -> Result<Vec<Row>> {
     };
     let mut outages = Vec::new();
     for _ in 0..runs.ours {
-        let lab = cluster(Flavor::Ours, true)?;
+        let (lab, _etcd) = cluster_as(runs)?;
         let (after, missed) = strike(&lab, case, Duration::from_secs(30))?;
         if let Some(error) = missed {
             return Err(error);
@@ -217,10 +272,10 @@ pub fn sudden(case: Case, runs: Runs) -> Result<Vec<Row>> {
     }
     eprintln!();
     Ok(vec![Row {
-        what: format!("{}{role}", case.what),
+        what: format!("{}{role}{}", case.what, conditions(runs)),
         unit: Unit::Ms,
         ours: outages,
-        goal: Some(case.goal),
+        goal: goal(case, runs),
         reference,
     }])
 }
