@@ -30,6 +30,7 @@ mod worker;
 use std::path::PathBuf;
 
 use ctdb_db::cluster::Key;
+use ctdb_db::cluster::rights::ViewId;
 use ctdb_wire::ids::{BootTime, NodeSet, Pnn};
 
 use crate::clients::hub::Origin;
@@ -100,8 +101,13 @@ pub enum Output {
         db: u32,
         /// For the first time.
         first: bool,
-        /// The nodes that serve it.
-        members: NodeSet,
+    },
+    /// Of all other nodes than these it is proved that their right is over.
+    Rights {
+        /// By this view of a leader.
+        view: ViewId,
+        /// Whose may still run.
+        may: NodeSet,
     },
     /// The node was left out meanwhile: what its clients believe to have is worth nothing.
     CloseClients,

@@ -21,6 +21,7 @@ mod migrate;
 mod park;
 pub mod planted;
 mod readonly;
+pub mod rights;
 pub mod rule;
 mod store;
 mod traverse;

@@ -76,6 +76,7 @@ fn databases_keep_their_promises() {
         ("pushes", sum(|stats| stats.pushes)),
         ("counters", sum(|stats| stats.counters)),
         ("companions", sum(|stats| stats.companions)),
+        ("rights over", sum(|stats| stats.rights_over)),
     ];
     println!("{} runs: {counts:?}", done.len());
     for (what, count) in counts {
@@ -193,6 +194,11 @@ fn finds_an_answer_before_the_last_sync() {
 #[test]
 fn finds_lineages_that_are_ignored() {
     finds(Bug::LineageIgnored, &["DATA-2"]);
+}
+
+#[test]
+fn finds_a_node_that_comes_back_and_is_taken_for_dead() {
+    finds(Bug::OverForGood, &["false dead"]);
 }
 
 #[test]

@@ -651,8 +651,8 @@ impl Hub {
                         self.send(client, 0, Body::Message(Message { srvid, data }));
                     }
                 }
-                Output::Served { db, first, members } => {
-                    self.members_are(members);
+                Output::Rights { view, may } => self.rights(view, may),
+                Output::Served { db, first } => {
                     let table = self.databases.table.as_mut();
                     if table.is_some_and(|table| table.served(db, first)) {
                         self.deliver(srvid::RECONFIGURE, &[]);

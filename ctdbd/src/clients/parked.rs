@@ -2,9 +2,10 @@
 //!
 //! Samba takes any failure of CHECK_PID_SRVID for "dead" and then takes over what the process holds.
 //! A node whose link is lost may serve for as long as its right runs, and its processes with it; so
-//! such a question waits until the link is back, or until the databases are served without that
-//! node, which proves that its right is over (DATA-5).
+//! such a question waits until the link is back, or until a recovery without that node begins, which
+//! proves that its right is over (DATA-5). Whether it waits is decided by [`Rights`].
 
+use ctdb_db::cluster::rights::{Rights, ViewId};
 use ctdb_wire::client::control::Opcode;
 use ctdb_wire::client::packet::{Control, ControlFlags};
 use ctdb_wire::ids::{NodeSet, Pnn};
@@ -40,8 +41,8 @@ impl Question {
 #[derive(Default)]
 pub(super) struct Parked {
     waiting: Vec<Forwarded>,
-    /// Members of the databases, as the one had them that was served last.
-    members: NodeSet,
+    /// As recoveries told.
+    rights: Rights,
 }
 
 impl Parked {
@@ -49,6 +50,14 @@ impl Parked {
     pub(super) fn gone(&mut self, client: ClientId) {
         self.waiting
             .retain(|parked| parked.origin.client() != Some(client));
+    }
+
+    /// Questions about nodes whose right is over.
+    fn take_over(&mut self) -> Vec<Forwarded> {
+        let rights = &self.rights;
+        self.waiting
+            .extract_if(.., |parked| !rights.may_live(parked.to))
+            .collect()
     }
 
     fn take(&mut self, mut which: impl FnMut(&Forwarded) -> bool) -> Vec<Forwarded> {
@@ -74,7 +83,7 @@ impl Hub {
     /// Keeps what was asked of a node whose link is gone; given back if it is not to wait.
     pub(super) fn park(&mut self, asked: Forwarded) -> Option<Forwarded> {
         let waits = asked.question.is_some()
-            && self.parked.members.contains(asked.to)
+            && self.parked.rights.may_live(asked.to)
             && self.parked.waiting.len() < MAX_FORWARDED;
         if !waits {
             return Some(asked);
@@ -102,10 +111,12 @@ impl Hub {
         }
     }
 
-    /// A database is served by these members.
-    pub(super) fn members_are(&mut self, members: NodeSet) {
-        self.parked.members = members;
-        for parked in self.parked.take(|parked| !members.contains(parked.to)) {
+    /// A recovery begins, or ends: only these nodes may have a right to serve.
+    pub(super) fn rights(&mut self, view: ViewId, may: NodeSet) {
+        if !self.parked.rights.heard(view, may) {
+            return;
+        }
+        for parked in self.parked.take_over() {
             self.fail(parked.origin, NODE_LOST);
         }
     }

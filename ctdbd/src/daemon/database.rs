@@ -11,6 +11,7 @@ use super::node::Node;
 fn view(members: &Members) -> View {
     View {
         term: members.term,
+        number: 0, // The table counts.
         members: members.members.clone(),
         donors: members.donors,
         witnesses: NodeSet::EMPTY,

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ctdb_db::OpenFlags;
+use ctdb_db::cluster::rights::Views;
 use ctdb_db::cluster::{self, Body, Kind, Message, View};
 use ctdb_db::record::DbId;
 use ctdb_ebpf::deadman::Deadman;
@@ -112,6 +113,7 @@ pub struct Table {
     deadman: Option<Arc<Deadman>>,
     /// The slot of the right to serve.
     right: Option<u32>,
+    views: Views,
     view: Option<Arc<View>>,
     /// Addresses to which an operator's restore sends records, with their databases.
     pushes: HashMap<u64, u32>,
@@ -135,6 +137,7 @@ impl Table {
             list: Vec::new(),
             used: HashMap::new(),
             right: None,
+            views: Views::default(),
             view: None,
             pushes: HashMap::new(),
             recovered: false,
@@ -340,9 +343,9 @@ impl Table {
 
     /// The cluster as this node, which leads it, sees it.
     pub fn set_view(&mut self, view: Option<View>) {
-        if self.view.as_deref() == view.as_ref() {
+        let Some(view) = self.views.follow(view) else {
             return;
-        }
+        };
         self.view = view.map(Arc::new);
         for entry in &self.list {
             entry.mailbox.post(Item::View(self.view.clone()));
@@ -360,7 +363,7 @@ impl Table {
                 return None;
             }
             // What else there is for a database that is not here has no receiver.
-            let Body::Freeze { name, kind } = message.body else {
+            let Body::Freeze { name, kind, .. } = message.body else {
                 return Some(Vec::new());
             };
             match self.attach(&name, kind, tunables) {

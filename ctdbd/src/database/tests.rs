@@ -255,19 +255,21 @@ fn guarded(
     let (say, said) = std::sync::mpsc::sync_channel(1000);
     let mut table = Table::new(setup, deadman, Arc::new(Said(say)));
     table.set_right(Some(1));
-    table.set_view(Some(view(1)));
+    table.set_view(Some(view(&[0], 1)));
     (table, said)
 }
 
-/// What a node that serves alone sees, in its life of that number.
-fn view(life: u64) -> View {
+/// As the first node, in its life of that number, sees the cluster that it leads.
+fn view(members: &[u32], life: u64) -> View {
+    let members = members.iter().map(|n| (pnn(*n), Incarnation(life)));
     View {
         term: Term {
             number: 1,
             leader: pnn(0),
             session: Incarnation(1),
         },
-        members: [(pnn(0), Incarnation(life))].into_iter().collect(),
+        number: 0,
+        members: members.collect(),
         donors: NodeSet::EMPTY,
         witnesses: NodeSet::EMPTY,
         lmasters: vec![pnn(0)],
@@ -375,7 +377,7 @@ fn the_guard_hears_in_which_right_a_database_is_served() {
     right(2, 3600);
     table.set_right(Some(2));
     assert!(!watcher.is_served(0, 2));
-    table.set_view(Some(view(2)));
+    table.set_view(Some(view(&[0], 2)));
     wait(&|| watcher.is_served(0, 2));
     assert!(!watcher.is_served(0, 1));
     table.stop();
@@ -406,5 +408,47 @@ fn a_message_that_cannot_be_taken_in_at_once_waits_for_the_thread() {
         _ => None,
     });
     assert_eq!(status, 0);
+    table.detach(id);
+}
+
+/// A client that keeps a record locked holds up the freeze, but not the news whose right is over.
+#[test]
+fn whose_right_is_over_is_told_before_a_database_stops() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut table, said) = alone(directory.path());
+    let entry = table
+        .attach("locked.tdb", Kind::Volatile, &Tunables::default())
+        .unwrap();
+    let (id, path) = (entry.id, entry.path.clone());
+    until(&said, |output| {
+        matches!(output, Output::Served { .. }).then_some(())
+    });
+    let mut other = Tdb::open(
+        &path,
+        &OpenOptions {
+            flags: FileOptions::flags_of(Kind::Volatile, true),
+            ..OpenOptions::default()
+        },
+    )
+    .unwrap();
+    other
+        .chain_lock(b"key", LockKind::Exclusive, Wait::Forever)
+        .unwrap();
+    let rights = |output| match output {
+        Output::Rights { view, may } => Some((view, may)),
+        Output::Served { .. } => panic!("it is served while a record is locked"),
+        _ => None,
+    };
+    table.set_view(Some(view(&[0, 1], 1)));
+    let (first, may) = until(&said, rights);
+    assert_eq!(may, [pnn(0), pnn(1)].into_iter().collect());
+    table.set_view(Some(view(&[0], 1)));
+    let (second, may) = until(&said, rights);
+    assert_eq!(may, [pnn(0)].into_iter().collect());
+    assert!(second > first);
+    other.chain_unlock(b"key").unwrap();
+    until(&said, |output| {
+        matches!(output, Output::Served { .. }).then_some(())
+    });
     table.detach(id);
 }

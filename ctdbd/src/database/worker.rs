@@ -576,6 +576,7 @@ impl Worker {
                     let db = self.id.0;
                     self.out.push(Output::Went { db, key, to });
                 }
+                Effect::Rights { view, may } => self.out.push(Output::Rights { view, may }),
                 Effect::Traversed {
                     reqid,
                     records,
@@ -692,8 +693,7 @@ impl Worker {
                 members = self.database.members().len(), "database is served"
             );
             let db = self.id.0;
-            let members = self.database.members();
-            self.out.push(Output::Served { db, first, members });
+            self.out.push(Output::Served { db, first });
         }
         let progress = self.leader.progress();
         if progress != self.progress {

@@ -12,6 +12,7 @@ use super::database::{AllRecords, Cx, Database, Outcome};
 use super::message::{Award, Body, Claim, Message, PIECE, Report};
 use super::migrate::Pushed;
 use super::planted::Bug;
+use super::rights::ViewId;
 use super::rule;
 use super::store::{Cursor, Store};
 use super::types::{Effect, Generation, Key, Kind};
@@ -213,8 +214,8 @@ impl Database {
         message: Message,
     ) -> Outcome {
         let generation = message.generation;
-        if let Body::Freeze { .. } = message.body {
-            self.freeze(cx, from, generation);
+        if let Body::Freeze { view, may, .. } = message.body {
+            self.freeze(cx, from, generation, view, may);
             return Ok(());
         }
         if let Body::Seal { lineage } = message.body {
@@ -225,6 +226,7 @@ impl Database {
             return Ok(());
         }
         if let Body::Thaw {
+            view,
             members,
             lmasters,
             writable,
@@ -234,6 +236,7 @@ impl Database {
         {
             if self.recovery.is_some() {
                 self.commits.resolve(cx.out, history, since, writable);
+                rights(cx, generation, view, members);
                 return self.thaw(cx, members, lmasters);
             }
             if self.generation == generation {
@@ -250,12 +253,21 @@ impl Database {
     }
 
     /// The leader wants this node to stop.
-    fn freeze<S: Store>(&mut self, cx: &mut Cx<'_, S>, from: Pnn, generation: Generation) {
+    fn freeze<S: Store>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        from: Pnn,
+        generation: Generation,
+        view: u64,
+        may: NodeSet,
+    ) {
         if generation < self.promised {
             let body = Body::Newer(self.promised);
             self.send_in(cx, generation, from, body);
             return;
         }
+        // Before anything waits for a lock, and before the leader hears that this node has stopped.
+        rights(cx, generation, view, may);
         if generation > self.promised {
             self.promised = generation;
             self.wanted = false;
@@ -626,6 +638,15 @@ impl Database {
         self.collect_pending();
         self.release_all_records(cx)
     }
+}
+
+/// What a recovery proves (DATA-5).
+fn rights<S>(cx: &mut Cx<'_, S>, generation: Generation, view: u64, may: NodeSet) {
+    let view = ViewId {
+        term: generation.term,
+        number: view,
+    };
+    cx.out.push(Effect::Rights { view, may });
 }
 
 impl Exchange {

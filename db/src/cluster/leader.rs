@@ -33,6 +33,8 @@ const SLICE_RECORDS: u64 = 128 * 1024;
 pub struct View {
     /// The term in which this node leads.
     pub term: Term,
+    /// Counts the views of this leader's daemon ([`Views`](super::rights::Views)).
+    pub number: u64,
     /// Active nodes, with the lives of their daemons.
     pub members: BTreeMap<Pnn, Incarnation>,
     /// Nodes that leave in order (stopped, banned) and can still give what they have.
@@ -361,6 +363,8 @@ impl Leader {
             Step::Freeze => Body::Freeze {
                 name: self.name.clone(),
                 kind: self.kind,
+                view: view.number,
+                may: self.sources(),
             },
             Step::Exchange { slice } => Body::Exchange {
                 slice: *slice,
@@ -383,6 +387,7 @@ impl Leader {
             Step::Thaw => {
                 let chosen = self.chosen.as_ref();
                 Body::Thaw {
+                    view: view.number,
                     members,
                     lmasters: view.lmasters.clone(),
                     writable: self.writable,

@@ -315,6 +315,10 @@ pub enum Body {
         name: String,
         /// Its kind.
         kind: Kind,
+        /// Counts the views of the leader.
+        view: u64,
+        /// Nodes whose right may still run: members and donors of that view.
+        may: NodeSet,
     },
     /// To the leader: stopped.
     Stopped(Box<Report>),
@@ -399,6 +403,8 @@ pub enum Body {
     },
     /// From the leader: go on.
     Thaw {
+        /// Counts the views of the leader.
+        view: u64,
         /// Nodes of the generation.
         members: NodeSet,
         /// Location masters.

@@ -23,11 +23,13 @@ pub enum Bug {
     SequenceUntold,
     /// A pushed record replaces whatever is there.
     PushReplaces,
+    /// A node whose right was proved to be over once stays gone for who asks about its processes.
+    OverForGood,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RsnNotRaised,
         Self::OldGenerationAccepted,
         Self::MergeByWrongNode,
@@ -37,6 +39,7 @@ impl Bug {
         Self::TraverseHere,
         Self::SequenceUntold,
         Self::PushReplaces,
+        Self::OverForGood,
     ];
 }
 

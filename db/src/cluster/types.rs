@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use ctdb_wire::ids::{BootTime, Incarnation, Pnn, Term};
+use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn, Term};
 use serde::{Deserialize, Serialize};
 
 use super::commit::{Change, Conflict, TxId};
 use super::hold::Hold;
 use super::message::{Lineage, Message, Record};
+use super::rights::ViewId;
 use super::store::StoreFault;
 use crate::record::LtdbHeader;
 
@@ -269,6 +270,14 @@ pub enum Effect {
         key: Key,
         /// Where it went.
         to: Pnn,
+    },
+    /// A recovery begins here, or ends: of all other nodes than these it is proved that their right is
+    /// over, for [`Rights`](super::rights::Rights).
+    Rights {
+        /// By this view of the leader.
+        view: ViewId,
+        /// Members; when it begins donors, too.
+        may: NodeSet,
     },
     /// Part of a traverse.
     Traversed {

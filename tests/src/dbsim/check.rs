@@ -161,6 +161,15 @@ impl World {
             if place.database.generation() != newest || !self.nodes[other].up {
                 continue;
             }
+            // Whose process holds a record is not gone for anybody who could take it over. (A stopped
+            // node says itself that it has no processes, while it gives what it has.)
+            if !self.nodes[other].rights.may_live(pnn(node)) && !self.nodes[node].stopped {
+                let text = format!(
+                    "a client of node {node} has a record of db {side}, node {other} takes it for gone"
+                );
+                self.broken("false dead", text);
+                return;
+            }
             let Some(copy) = self.copy(other, side, &name) else {
                 continue;
             };
@@ -383,6 +392,15 @@ impl World {
     /// When faults have been over for long.
     pub fn final_check(&mut self) {
         self.check_walks();
+        for node in 0..self.nodes.len() {
+            let all = || (0..self.nodes.len()).map(pnn);
+            if let Some(other) = all().find(|other| !self.nodes[node].rights.may_live(*other)) {
+                self.broken(
+                    "false dead",
+                    format!("node {node} takes node {other} for gone"),
+                );
+            }
+        }
         let late = self.now.saturating_sub(1500 * MS);
         for (index, client) in self.clients.clone().into_iter().enumerate() {
             if client.state != Place::Dead && client.done < late {

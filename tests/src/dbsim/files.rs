@@ -1,6 +1,7 @@
 //! A node's files and lives: locks, jobs, deaths and starts.
 
 use ctdb_db::cluster::memory::MemoryStore;
+use ctdb_db::cluster::rights::Views;
 use ctdb_db::cluster::{
     Input, JobId, JobResult, Kind, Lineage, SEQNUM_KEY, StoreFault, Ticket, Work, verify,
 };
@@ -204,7 +205,10 @@ impl World {
             place.job = None;
             place.wake = None;
         }
+        let rights = self.rights();
         let host = &mut self.nodes[node];
+        host.views = Views::default();
+        host.rights = rights;
         host.up = true;
         host.life = life;
         host.told_right = true;

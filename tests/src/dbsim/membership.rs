@@ -248,8 +248,14 @@ impl World {
     }
 
     fn clear_views(&mut self, node: usize) {
-        for side in 0..self.nodes[node].sides.len() {
-            self.give_view(node, side, None);
+        self.follow_view(node, None);
+    }
+
+    fn follow_view(&mut self, node: usize, view: Option<View>) {
+        if let Some(view) = self.nodes[node].views.follow(view) {
+            for side in 0..self.nodes[node].sides.len() {
+                self.give_view(node, side, view.clone());
+            }
         }
     }
 
@@ -290,14 +296,13 @@ impl World {
                 leader: pnn(leader),
                 session: Incarnation(self.nodes[leader].life),
             },
+            number: 0,
             members,
             donors,
             witnesses,
             lmasters,
             complete: self.authority == Authority::Majority,
         };
-        for side in 0..self.nodes[leader].sides.len() {
-            self.give_view(leader, side, Some(view.clone()));
-        }
+        self.follow_view(leader, Some(view));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ctdb_db::cluster::memory::MemoryStore;
+use ctdb_db::cluster::rights::{Rights, Views};
 use ctdb_db::cluster::{Database, Key, Leader, Lineage, Ticket, Work};
 use ctdb_db::cluster::{JobId, message::Record};
 
@@ -40,6 +41,10 @@ pub struct Node {
     pub frozen: bool,
     pub stalled: Vec<Event>,
     pub sides: Vec<Side>,
+    /// Numbers what it gives to its databases while it leads.
+    pub views: Views,
+    /// Whose right may run, as it heard.
+    pub rights: Rights,
     /// The right ends then.
     pub right_until: u64,
     /// What the databases were told.

@@ -95,6 +95,8 @@ pub struct Stats {
     pub counters: u64,
     /// Records that followed those of another database.
     pub companions: u64,
+    /// How often a node heard that another one's right is over.
+    pub rights_over: u64,
     /// Number of nodes.
     pub nodes: usize,
     /// Of a calm run: the longest wait of a call for the first database's record, in microseconds.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use ctdb_db::cluster::memory::MemoryStore;
 use ctdb_db::cluster::message::Record;
 use ctdb_db::cluster::planted::Planted;
+use ctdb_db::cluster::rights::{Rights, Views};
 use ctdb_db::cluster::{
     Body, Config, Database, Effect, Input, JobId, Kind, Leader, Lineage, Message, Note, Ticket,
     Tunables, View,
@@ -265,7 +266,10 @@ impl World {
                     }
                 })
                 .collect();
+            let rights = world.rights();
             world.nodes.push(Node {
+                views: Views::default(),
+                rights,
                 up: true,
                 life: 1,
                 frozen: false,
@@ -301,8 +305,16 @@ impl World {
         world
     }
 
+    fn planted(&self) -> Planted {
+        self.options.bug.map_or_else(Planted::default, Planted::one)
+    }
+
+    pub fn rights(&self) -> Rights {
+        Rights::new(self.planted())
+    }
+
     pub fn machines(&self, node: usize, side: usize) -> (Database, Leader) {
-        let planted = self.options.bug.map_or_else(Planted::default, Planted::one);
+        let planted = self.planted();
         let name = format!("db{side}.tdb");
         let id = DbId::of(&name);
         let mut tunables = Tunables {
@@ -635,6 +647,11 @@ impl World {
                 }
                 Effect::Note(note) => {
                     self.trace(|| format!("node {node} db {side}: {note:?}"));
+                }
+                Effect::Rights { view, may } => {
+                    if self.nodes[node].rights.heard(view, may) {
+                        self.stats.rights_over += 1;
+                    }
                 }
                 Effect::Went { key, to } => self.went(node, side, key, to.index()),
                 Effect::Traversed {

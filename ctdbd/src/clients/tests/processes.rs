@@ -1,5 +1,8 @@
 //! Whether processes of other nodes live.
 
+use ctdb_db::cluster::rights::ViewId;
+use ctdb_wire::ids::{Incarnation, Term};
+
 use super::*;
 
 #[test]
@@ -82,7 +85,16 @@ fn nobody_is_dead_while_the_node_may_live() {
     let dead = Request::CheckPidSrvid(PidSrvid { pid: 21, srvid: 7 });
     let exists = Request::ProcessExists(20);
     let both: NodeSet = [pnn(0), pnn(1)].into_iter().collect();
-    pair.nodes[0].hub.members_are(both);
+    let alone: NodeSet = [pnn(0)].into_iter().collect();
+    let view = |number| ViewId {
+        term: Term {
+            number: 1,
+            leader: pnn(0),
+            session: Incarnation(1),
+        },
+        number,
+    };
+    pair.nodes[0].hub.rights(view(1), both);
     pair.nodes[0].hub.take_effects();
 
     // One is under way when the link goes, the others come then; all are answered behind it.
@@ -106,13 +118,11 @@ fn nobody_is_dead_while_the_node_may_live() {
     statuses.sort_unstable();
     assert_eq!(statuses, [-1, 0, 0]);
 
-    // Served without that node: its right is over, and so is what its processes hold.
+    // A recovery without that node begins: its right is over, and so is what its processes hold.
     pair.nodes[0].hub.link_down(pnn(1));
     ask(&mut pair, &lives);
     assert_eq!(answers(&mut pair), []);
-    pair.nodes[0]
-        .hub
-        .members_are([pnn(0)].into_iter().collect());
+    pair.nodes[0].hub.rights(view(2), alone);
     assert_eq!(
         answers(&mut pair),
         [(-1, "node is disconnected".to_owned())]
@@ -124,7 +134,9 @@ fn nobody_is_dead_while_the_node_may_live() {
     assert_eq!(text, "ctdb_control to disconnected node");
 
     // Neither comes: as long as any control; and a client that goes takes its questions along.
-    pair.nodes[0].hub.members_are(both);
+    // What is told late of the time without it says nothing when it is there again.
+    pair.nodes[0].hub.rights(view(3), both);
+    pair.nodes[0].hub.rights(view(2), alone);
     ask(&mut pair, &lives);
     pair.tick(59_000);
     assert_eq!(answers(&mut pair), []);
@@ -135,8 +147,6 @@ fn nobody_is_dead_while_the_node_may_live() {
     );
     ask(&mut pair, &lives);
     pair.nodes[0].hub.gone(a.1);
-    pair.nodes[0]
-        .hub
-        .members_are([pnn(0)].into_iter().collect());
+    pair.nodes[0].hub.rights(view(4), alone);
     assert!(pair.nodes[0].hub.take_effects().is_empty());
 }

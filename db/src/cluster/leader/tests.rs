@@ -15,6 +15,7 @@ fn term(number: u64) -> Term {
 fn view(members: &[u32], complete: bool) -> View {
     View {
         term: term(1),
+        number: 1,
         members: members.iter().map(|n| (pnn(*n), Incarnation(1))).collect(),
         donors: NodeSet::EMPTY,
         witnesses: NodeSet::EMPTY,
