@@ -156,6 +156,27 @@ fn nobody_starves_for_a_record_that_all_want() {
     assert!(stats.worst_call_us > bound_us, "{stats:?}");
 }
 
+/// Two nodes do not reach each other, to the end; the leader reaches both. One of them is left out, and
+/// nobody else is held up.
+#[test]
+fn two_nodes_that_do_not_reach_each_other_hold_up_nobody_for_long() {
+    let apart = |seed, patience_ms| {
+        dbsim::run(Options {
+            apart: true,
+            patience_ms,
+            ..Options::new(seed)
+        })
+    };
+    for seed in 0..20 {
+        let outcome = apart(seed, Some(300));
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert_eq!(outcome.stats.left_apart, 1, "seed {seed}");
+    }
+    // Without that, databases are not served to the end.
+    let held_up = (0..20).filter(|seed| apart(*seed, None).violation.is_some());
+    assert_eq!(held_up.count(), 20);
+}
+
 #[test]
 fn finds_a_traverse_that_asks_nobody() {
     finds(Bug::TraverseHere, &["D.14"]);

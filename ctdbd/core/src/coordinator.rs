@@ -153,6 +153,8 @@ pub struct Coordinator {
     members: Option<Members>,
     /// Whom that, with databases, waits for.
     awaited: NodeSet,
+    /// Those of them that other members do not reach.
+    apart: NodeSet,
     /// Flags as shown last, to notice changes.
     #[serde(deserialize_with = "crate::recording::per_node")]
     shown_flags: Vec<NodeFlags>,
@@ -176,6 +178,7 @@ impl Coordinator {
             databases: false,
             members: None,
             awaited: NodeSet::EMPTY,
+            apart: NodeSet::EMPTY,
             shown_flags: vec![NodeFlags::DISCONNECTED; MAX_NODES],
             shown_leader: None,
             config,
@@ -216,9 +219,8 @@ impl Coordinator {
                 peer.linked = true;
                 peer.incarnation = incarnation;
                 out.push(Effect::Send(pnn, PeerFrame::Info(self.info.clone())));
-                if self.holder.term().is_some_and(|term| term.leader == pnn) {
-                    self.send_state(now, &mut out);
-                }
+                // To the leader, over this link or another one: who is reached (`members`).
+                self.send_state(now, &mut out);
                 if let Some(leader) = &self.leader {
                     out.push(Effect::Send(
                         pnn,
@@ -226,7 +228,10 @@ impl Coordinator {
                     ));
                 }
             }
-            Input::LinkDown(pnn) => self.peers[pnn.index()].linked = false,
+            Input::LinkDown(pnn) => {
+                self.peers[pnn.index()].linked = false;
+                self.send_state(now, &mut out);
+            }
             Input::Frame(pnn, frame) => self.frame(now, pnn, frame, &mut out),
             Input::Info(info) => self.set_info(now, info, &mut out),
             Input::Taken { epoch, results } => {
@@ -281,7 +286,7 @@ impl Coordinator {
             }
         }
         self.drive(now, &mut out);
-        self.follow_members(now);
+        self.follow_members(now, &mut out);
         self.note_changes(now, &mut out);
         out
     }
@@ -390,7 +395,8 @@ impl Coordinator {
         let Some(term) = self.holder.term().filter(|_| self.holder.speaks()) else {
             return;
         };
-        let state = self.holder.state();
+        let mut state = self.holder.state();
+        state.lacks = self.lacks();
         if term.leader == self.config.me {
             self.take_state(now, self.config.me, state);
         } else if self.peers[term.leader.index()].linked {
@@ -518,8 +524,9 @@ impl Coordinator {
     }
 
     /// The members that the books show after this step.
-    fn follow_members(&mut self, now: BootTime) {
+    fn follow_members(&mut self, now: BootTime, out: &mut Vec<Effect>) {
         let old = self.members.take();
+        let apart = std::mem::take(&mut self.apart);
         self.awaited = NodeSet::EMPTY;
         let acting = self.acting(now);
         let leader = self.leader.as_ref();
@@ -544,14 +551,31 @@ impl Coordinator {
                 voter_only: info.is_some_and(|info| info.capabilities.voter_only),
                 inactive: info.is_some_and(|info| info.flags.is_inactive()),
                 lmaster: info.is_some_and(|info| info.capabilities.lmaster),
+                lacks: peer
+                    .state
+                    .as_ref()
+                    .map_or(NodeSet::EMPTY, |state| state.lacks),
             }
         };
         let hosts: Vec<_> = leader.standing().map(host).collect();
         let (quorum, planted) = (self.config.quorum, self.config.planted);
-        let (new, awaited) = members::follow(leader.term(), &hosts, quorum, old.as_ref(), planted);
-        self.members = new;
-        if self.databases {
-            self.awaited = awaited;
+        let new = members::follow(leader.term(), &hosts, quorum, old.as_ref(), planted);
+        self.members = new.members;
+        if !self.databases {
+            return;
+        }
+        self.awaited = new.awaited;
+        self.apart = new.apart;
+        for pnn in new.apart.iter().filter(|pnn| !apart.contains(*pnn)) {
+            out.push(Effect::Note(Note {
+                kind: "node".into(),
+                node: Some(pnn),
+                text: format!(
+                    "node {pnn} and other nodes do not reach each other: the databases do without it \
+                     unless that is over soon"
+                ),
+                addresses: Vec::new(),
+            }));
         }
     }
 
@@ -565,6 +589,13 @@ impl Coordinator {
     /// Whether databases are attached, as it was told.
     pub fn has_databases(&self) -> bool {
         self.databases
+    }
+
+    /// Nodes that this one has no link to.
+    fn lacks(&self) -> NodeSet {
+        let mut lacks = NodeSet(self.config.voters.0 & !self.linked().0);
+        lacks.remove(self.config.me);
+        lacks
     }
 
     fn linked(&self) -> NodeSet {

@@ -285,6 +285,7 @@ impl Holder {
                 .iter()
                 .map(|(a, reason)| (*a, reason.clone()))
                 .collect(),
+            lacks: NodeSet::EMPTY, // The coordinator knows.
         }
     }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::connections::{self, ConnectionFrame};
-use crate::ids::{Epoch, MAX_ADDRESSES, NodeFlags, OrderSeq, Pnn, RunState, Term};
+use crate::ids::{Epoch, MAX_ADDRESSES, NodeFlags, NodeSet, OrderSeq, Pnn, RunState, Term};
 
 /// Longest encoded frame, in bytes: the largest is a full list of [`MAX_ADDRESSES`] addresses
 /// with their interfaces.
@@ -148,6 +148,8 @@ pub struct HolderState {
     pub taking: Vec<IpAddr>,
     /// Addresses of the last order whose takeover failed and was undone, with the reason.
     pub failed: Vec<(IpAddr, String)>,
+    /// Configured nodes to which the sender has no link: the leader knows of its own links only.
+    pub lacks: NodeSet,
 }
 
 /// ASSIGN of `authority.md` rule 15: the whole set that the node shall host.

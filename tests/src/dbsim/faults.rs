@@ -80,6 +80,16 @@ impl World {
         self.after(pause, Event::Fault);
     }
 
+    /// Two nodes do not reach each other any more; the leader reaches both.
+    pub fn set_apart(&mut self) {
+        self.disturbed_at = self.now;
+        let leader = self.membership.leader.expect("somebody leads");
+        let others: Vec<usize> = (0..self.nodes.len()).filter(|n| *n != leader).collect();
+        let at = self.rng.random_range(1..others.len());
+        self.trace(|| format!("{} and {} do not reach each other", others[0], others[at]));
+        self.set_cut(others[0], others[at], true);
+    }
+
     fn set_cut(&mut self, a: usize, b: usize, cut: bool) {
         let link = self.links.get_mut(&(a.min(b), a.max(b))).expect("a link");
         if link.cut != cut {

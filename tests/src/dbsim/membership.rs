@@ -2,10 +2,12 @@
 //!
 //! It is what `authority.md` arrives at, without the way there: a right lasts [`RIGHT`] and is renewed
 //! while the node is connected to the leader; a node that is not is left out when its right has been
-//! over for [`MARGIN`]; a new leader acts when that is true of the old one.
+//! over for [`MARGIN`]; a new leader acts when that is true of the old one. Of nodes that reach the leader
+//! and not each other one has its right renewed no more after a while ([`members::out_of_reach`]).
 
 use std::collections::BTreeMap;
 
+use ctdb_core::members::{self, Reach};
 use ctdb_db::cluster::{Input, View};
 use ctdb_wire::ids::{Incarnation, NodeSet, Pnn, Term};
 use rand::Rng as _;
@@ -28,6 +30,8 @@ pub struct Membership {
     /// Members with the lives of their daemons.
     pub members: BTreeMap<usize, u64>,
     pub donors: Vec<usize>,
+    /// Who does not reach others that take part, since when.
+    pub apart: BTreeMap<usize, u64>,
 }
 
 impl World {
@@ -83,6 +87,7 @@ impl World {
                 && same_life
                 && !self.nodes[node].evicted
                 && self.connected(leader, node)
+                && !self.too_long_apart(node)
             {
                 self.nodes[node].right_until = until;
                 if !self.nodes[node].told_right {
@@ -115,6 +120,42 @@ impl World {
             self.trace(|| format!("node {node} learns that it was evicted"));
             self.all_sides(node, || Input::Evicted);
             self.clear_views(node);
+        }
+    }
+
+    fn too_long_apart(&self, node: usize) -> bool {
+        let since = self.membership.apart.get(&node);
+        let patience = self.options.patience_ms.map(|ms| ms * MS);
+        since
+            .zip(patience)
+            .is_some_and(|(since, patience)| self.now - since > patience)
+    }
+
+    /// The other nodes that work and are not reached.
+    fn lacks(&self, node: usize) -> NodeSet {
+        let others = (0..self.nodes.len()).filter(|other| !self.connected(node, *other));
+        others.map(pnn).collect()
+    }
+
+    fn look_at_links(&mut self, leader: usize) {
+        let taking_part = (0..self.nodes.len()).filter(|node| {
+            let member = self.membership.members.contains_key(node);
+            let donor = self.membership.donors.contains(node);
+            (member || donor) && self.acts(*node) && self.connected(leader, *node)
+        });
+        let reach: Vec<Reach> = taking_part
+            .map(|node| Reach {
+                pnn: pnn(node),
+                lacks: self.lacks(node),
+                gives: !self.membership.members.contains_key(&node),
+            })
+            .collect();
+        let out = members::out_of_reach(pnn(leader), &reach);
+        let now = self.now;
+        let apart = &mut self.membership.apart;
+        apart.retain(|node, _| out.contains(pnn(*node)));
+        for node in out.iter() {
+            apart.entry(node.index()).or_insert(now);
         }
     }
 
@@ -169,6 +210,7 @@ impl World {
     }
 
     fn admit_and_evict(&mut self, leader: usize) {
+        self.look_at_links(leader);
         let mut members = self.membership.members.clone();
         for node in 0..self.nodes.len() {
             let life = self.nodes[node].life;
@@ -176,11 +218,15 @@ impl World {
             let fit = self.acts(node)
                 && self.connected(leader, node)
                 && !self.nodes[node].evicted
-                && !self.nodes[node].stopped;
+                && !self.nodes[node].stopped
+                && !self.too_long_apart(node);
+            let taking_part = || members.keys().chain(&self.membership.donors);
+            let reaches = self.options.patience_ms.is_none()
+                || taking_part().all(|other| self.connected(node, *other));
             match known {
                 Some(old) if old != life && self.free(node, old) => {
                     members.remove(&node);
-                    if fit {
+                    if fit && reaches {
                         members.insert(node, life);
                     }
                 }
@@ -197,10 +243,13 @@ impl World {
                         if self.nodes[node].up {
                             self.nodes[node].evicted = true;
                         }
+                        if self.too_long_apart(node) {
+                            self.stats.left_apart += 1;
+                        }
                         self.trace(|| format!("node {node} is left out"));
                     }
                 }
-                None if fit && !self.membership.donors.contains(&node) => {
+                None if fit && reaches && !self.membership.donors.contains(&node) => {
                     self.trace(|| format!("node {node} is let in"));
                     members.insert(node, life);
                 }

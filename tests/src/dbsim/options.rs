@@ -29,6 +29,10 @@ pub struct Options {
     pub calm: bool,
     /// How long records stay.
     pub hold: Hold,
+    /// How long nodes are waited for that reach the leader and not each other; for ever without.
+    pub patience_ms: Option<u64>,
+    /// Nothing goes wrong but that: two nodes do not reach each other, to the end.
+    pub apart: bool,
 }
 
 impl Options {
@@ -41,6 +45,8 @@ impl Options {
             chaos_ms: 3000,
             calm: false,
             hold: Hold::default(),
+            patience_ms: Some(300),
+            apart: false,
         }
     }
 }
@@ -97,6 +103,8 @@ pub struct Stats {
     pub companions: u64,
     /// How often a node heard that another one's right is over.
     pub rights_over: u64,
+    /// Nodes that were left out since others did not reach them.
+    pub left_apart: u64,
     /// Number of nodes.
     pub nodes: usize,
     /// Of a calm run: the longest wait of a call for the first database's record, in microseconds.

@@ -40,6 +40,7 @@ pub enum Event {
     Fault,
     Heal(super::faults::Fault),
     Quiet,
+    Apart,
     /// Somebody wants all records.
     Walk,
     /// Something must have arrived.
@@ -207,7 +208,10 @@ impl World {
         } else {
             Features::draw(&mut extra)
         };
-        let count = [2, 3, 3, 3, 4, 5][rng.random_range(0..6)];
+        let mut count = [2, 3, 3, 3, 4, 5][rng.random_range(0..6)];
+        if options.apart {
+            count = count.max(3);
+        }
         let kinds = vec![
             Kind::Volatile,
             Kind::Volatile,
@@ -356,6 +360,8 @@ impl World {
         let mut end = self.now + (self.options.chaos_ms + 4000) * MS;
         if self.options.calm {
             end = self.now + 1500 * MS;
+        } else if self.options.apart {
+            self.after(300 * MS, Event::Apart);
         } else {
             self.after(self.options.chaos_ms * MS, Event::Quiet);
             self.after(300 * MS, Event::Fault);
@@ -428,6 +434,7 @@ impl World {
             Event::Fault => self.fault(),
             Event::Heal(fault) => self.heal(fault),
             Event::Quiet => self.calm(),
+            Event::Apart => self.set_apart(),
             Event::Walk => self.walk(),
             Event::Arrived(arrival) => self.arrived(&arrival),
             Event::Companion {

@@ -298,6 +298,11 @@ pub fn waits_for_members() -> Vec<Bound> {
         };
         others.flat_map(block).collect::<Vec<_>>()
     };
+    // Nothing passes over its links to all others but the leader, which knows of its own only.
+    let apart = |leader: usize, node: usize| {
+        let others = (0..4).filter(|other| *other != leader && *other != node);
+        others.flat_map(|other| link(other, node)).collect()
+    };
     // 5 s until the silence of a link is noticed, 5 s that the leader waits, L + m = 1.82 s of
     // evidence; the right ends after L at most, and the link stands.
     vec![
@@ -306,6 +311,14 @@ pub fn waits_for_members() -> Vec<Bound> {
         }),
         measure("databases: its link comes back", 1500.0, &|s| {
             left_out(s, 3, link).map(|(_, back)| back)
+        }),
+        measure(
+            "databases: a node reaches the leader only",
+            12_500.0,
+            &|s| left_out(s, 4, apart).map(|(out, _)| out),
+        ),
+        measure("databases: it reaches all again", 1500.0, &|s| {
+            left_out(s, 4, apart).map(|(_, back)| back)
         }),
         measure("databases: a node has no right", 9000.0, &|s| {
             left_out(s, 5, right).map(|(out, _)| out)
