@@ -20,6 +20,7 @@ pub mod message;
 mod migrate;
 mod park;
 pub mod planted;
+mod pushed;
 mod readonly;
 pub mod rights;
 pub mod rule;

@@ -15,7 +15,7 @@ use super::types::{Effect, Key, Note, Work};
 use crate::record::{LtdbHeader, RecordFlags};
 
 /// Most records whose stay is remembered. Beyond, a record goes when it is asked for.
-const MAX_TENURES: usize = 16_384;
+pub(super) const MAX_TENURES: usize = 16_384;
 
 /// Nodes that wait for a record that stays: those whose calls went the longest way first, then in the
 /// order of their arrival. A call that waited where the record was before comes behind it, over the
@@ -24,34 +24,6 @@ const MAX_TENURES: usize = 16_384;
 pub(super) struct Held {
     pub(super) due: BootTime,
     pub(super) queue: VecDeque<(Pnn, Call)>,
-}
-
-/// Records that this node has pushed lately (D.16). A push that comes after the record's removal would bring
-/// old data back, so the pusher says no to the removal until its pushes have surely arrived.
-#[derive(Debug, Default)]
-pub(super) struct Pushed {
-    until: BTreeMap<Key, BootTime>,
-    /// Too many were pushed to tell them apart: all records stay until then.
-    all: Option<BootTime>,
-}
-
-impl Pushed {
-    fn note(&mut self, now: BootTime, key: &[u8], until: BootTime) {
-        if self.until.len() >= MAX_TENURES {
-            self.until.retain(|_, until| now < *until);
-        }
-        if self.until.len() < MAX_TENURES || self.until.contains_key(key) {
-            self.until.insert(key.to_vec(), until);
-        } else {
-            self.all = Some(until);
-        }
-    }
-
-    /// Whether a push of the record may be under way.
-    pub(super) fn keeps(&self, now: BootTime, key: &[u8]) -> bool {
-        let runs = |until: Option<&BootTime>| until.is_some_and(|until| now < *until);
-        runs(self.all.as_ref()) || runs(self.until.get(key))
-    }
 }
 
 impl Held {
