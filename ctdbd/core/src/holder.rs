@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ctdb_wire::ids::{BootTime, Epoch, OrderSeq, Term};
+use ctdb_wire::ids::{BootTime, Epoch, NodeSet, OrderSeq, Term};
 use ctdb_wire::peer::{Assign, HolderState};
 use serde::{Deserialize, Serialize};
 

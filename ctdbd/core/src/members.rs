@@ -134,8 +134,9 @@ pub(crate) fn follow(
         |pnn| old.is_some_and(|old| !old.members.contains_key(&pnn) && !old.donors.contains(pnn));
     let usable = |host: &Host| host.know == Know::Known && host.linked && host.described;
     let mut reach: Vec<Reach> = Vec::new();
-    let (strangers, others): (Vec<_>, Vec<_>) = hosts.iter().partition(|host| stranger(host.pnn));
-    for host in others.into_iter().chain(strangers) {
+    let others = hosts.iter().filter(|host| !stranger(host.pnn));
+    let strangers = hosts.iter().filter(|host| stranger(host.pnn));
+    for host in others.chain(strangers) {
         if host.voter_only || !host.described {
             without_databases += 1;
         }

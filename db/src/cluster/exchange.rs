@@ -227,6 +227,7 @@ impl Database {
         }
         if let Body::Thaw {
             view,
+            may,
             members,
             lmasters,
             writable,
@@ -234,9 +235,9 @@ impl Database {
             since,
         } = message.body
         {
+            rights(cx, generation, view, may);
             if self.recovery.is_some() {
                 self.commits.resolve(cx.out, history, since, writable);
-                rights(cx, generation, view, members);
                 return self.thaw(cx, members, lmasters);
             }
             if self.generation == generation {

@@ -196,6 +196,12 @@ impl Leader {
             self.step = Step::Idle;
         } else if !no_matter {
             self.start(now, out);
+        } else if let Some(view) = &self.view
+            && self.step == Step::Done
+        {
+            // Nothing is to be done; but who is waited for may be gone now.
+            let body = self.thaw(view);
+            self.send_to(self.members(), &body, out);
         }
     }
 
@@ -384,27 +390,34 @@ impl Leader {
                     content: self.generation,
                 },
             },
-            Step::Thaw => {
-                let chosen = self.chosen.as_ref();
-                Body::Thaw {
-                    view: view.number,
-                    members,
-                    lmasters: view.lmasters.clone(),
-                    writable: self.writable,
-                    history: chosen.map_or_else(Vec::new, |copy| copy.history.clone()),
-                    since: chosen
-                        .and_then(|copy| copy.since)
-                        .unwrap_or(self.generation),
-                }
-            }
+            Step::Thaw => self.thaw(view),
         };
-        for to in self.waiting.iter() {
+        self.send_to(self.waiting, &body, out);
+    }
+
+    fn send_to(&self, nodes: NodeSet, body: &Body, out: &mut Vec<Effect>) {
+        for to in nodes.iter() {
             let message = Message {
                 db: self.db,
                 generation: self.generation,
                 body: body.clone(),
             };
             out.push(Effect::Send { to, message });
+        }
+    }
+
+    fn thaw(&self, view: &View) -> Body {
+        let chosen = self.chosen.as_ref();
+        Body::Thaw {
+            view: view.number,
+            may: self.sources(),
+            members: self.members(),
+            lmasters: view.lmasters.clone(),
+            writable: self.writable,
+            history: chosen.map_or_else(Vec::new, |copy| copy.history.clone()),
+            since: chosen
+                .and_then(|copy| copy.since)
+                .unwrap_or(self.generation),
         }
     }
 

@@ -405,6 +405,8 @@ pub enum Body {
     Thaw {
         /// Counts the views of the leader.
         view: u64,
+        /// Nodes whose right may still run.
+        may: NodeSet,
         /// Nodes of the generation.
         members: NodeSet,
         /// Location masters.

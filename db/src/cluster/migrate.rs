@@ -1,6 +1,6 @@
 //! How a record gets to another node (D.8), how long it stays, and pushed records (D.16).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use ctdb_wire::ids::{BootTime, Pnn};
 

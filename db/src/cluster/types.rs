@@ -271,12 +271,12 @@ pub enum Effect {
         /// Where it went.
         to: Pnn,
     },
-    /// A recovery begins here, or ends: of all other nodes than these it is proved that their right is
+    /// A recovery begins here, or goes on: of all other nodes than these it is proved that their right is
     /// over, for [`Rights`](super::rights::Rights).
     Rights {
         /// By this view of the leader.
         view: ViewId,
-        /// Members; when it begins donors, too.
+        /// Its members and donors.
         may: NodeSet,
     },
     /// Part of a traverse.

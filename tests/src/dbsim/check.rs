@@ -161,9 +161,8 @@ impl World {
             if place.database.generation() != newest || !self.nodes[other].up {
                 continue;
             }
-            // Whose process holds a record is not gone for anybody who could take it over. (A stopped
-            // node says itself that it has no processes, while it gives what it has.)
-            if !self.nodes[other].rights.may_live(pnn(node)) && !self.nodes[node].stopped {
+            // Whose process holds a record is not gone for anybody who could take it over.
+            if !self.nodes[other].rights.may_live(pnn(node)) {
                 let text = format!(
                     "a client of node {node} has a record of db {side}, node {other} takes it for gone"
                 );

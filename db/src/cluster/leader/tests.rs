@@ -168,3 +168,60 @@ fn a_step_is_repeated_and_a_stalled_recovery_begun_anew() {
     leader.tick(BootTime::from_millis(30_000), &mut out);
     assert!(leader.generation() > first);
 }
+
+#[test]
+fn who_has_given_all_is_gone_for_those_that_ask() {
+    let set = |nodes: &[u32]| nodes.iter().map(|n| pnn(*n)).collect::<NodeSet>();
+    let mut leader = Leader::new(DbId(1), "db".into(), Kind::Volatile, Planted::default());
+    let now = BootTime::from_millis(1);
+    let mut given = view(&[0, 1], true);
+    given.donors = set(&[2]);
+    let mut out = Vec::new();
+    leader.view(now, Some(given.clone()), &mut out);
+    let may = |out: &[Effect]| -> Vec<(u32, u64, NodeSet)> {
+        let says = |(to, body): (Pnn, &Body)| match body {
+            Body::Freeze { view, may, .. } | Body::Thaw { view, may, .. } => {
+                Some((to.get(), *view, *may))
+            }
+            _ => None,
+        };
+        sent(out).into_iter().filter_map(says).collect()
+    };
+    // It begins with the donor, which has not stopped yet, and ends with it: another database may not
+    // have its records yet.
+    let all = set(&[0, 1, 2]);
+    assert_eq!(may(&out), [(0, 1, all), (1, 1, all), (2, 1, all)]);
+    let report = Report {
+        copy: None,
+        ..copy(epoch(0), &[], 0, 0)
+    };
+    let steps: [(&[u32], Body); 3] = [
+        (&[0, 1, 2], Body::Stopped(Box::new(report))),
+        (&[0, 1, 2], Body::Settled { slice: 0 }),
+        (&[0, 1], Body::Thawed),
+    ];
+    for (nodes, body) in steps {
+        out.clear();
+        for node in nodes {
+            let message = Message {
+                db: DbId(1),
+                generation: leader.generation(),
+                body: body.clone(),
+            };
+            leader.peer(now, pnn(*node), message, &mut out);
+        }
+        if let Body::Settled { .. } = body {
+            assert_eq!(may(&out), [(0, 1, all), (1, 1, all)]);
+        }
+    }
+    assert_eq!(leader.progress(), Progress::Done { writable: true });
+    // A view without it needs no recovery, but is told.
+    given.donors = NodeSet::EMPTY;
+    given.number = 2;
+    let generation = leader.generation();
+    leader.view(now, Some(given), &mut out);
+    assert_eq!(leader.generation(), generation);
+    assert_eq!(leader.progress(), Progress::Done { writable: true });
+    let two = set(&[0, 1]);
+    assert_eq!(may(&out), [(0, 2, two), (1, 2, two)]);
+}
