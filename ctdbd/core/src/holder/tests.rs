@@ -29,7 +29,7 @@ fn status(number: u32, held: bool, leader: Option<u64>) -> Status {
     Status {
         list: crate::authority::ListStatus {
             surveyed: true,
-            voters: ctdb_wire::ids::NodeSet(7),
+            voters: NodeSet(7),
             ..Default::default()
         },
         led: None,
