@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use ctdb_tests::lab::{Flavor, Lab, Service, lacks};
+use ctdb_tests::lab::{Builder, Flavor, Lab, Service, lacks, overlay};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -212,10 +212,17 @@ fn failover(lab: &Lab, fault: Fault) {
 }
 
 fn everything(flavor: Flavor, faults: &[Fault]) {
+    everything_on(Lab::builder().flavor(flavor), faults, "Version 4.");
+}
+
+/// The same on a lab whose smbd says that it is of that version.
+fn everything_on(wishes: Builder, faults: &[Fault], version: &str) {
     if let Some(reason) = lacks() {
         panic!("this test cannot run here: {reason}");
     }
-    let lab = Lab::with_samba(flavor, LONG).unwrap();
+    let lab = Lab::with_samba_of(wishes.ipv6(false), LONG).unwrap();
+    let says = tool(&lab, 0, &["smbd", "-V"]);
+    assert!(says.contains(version), "{says}");
     let of = lab.address_of_each(LONG).unwrap();
     replicated(&lab, &of);
     files(&lab, &of);
@@ -228,14 +235,36 @@ fn everything(flavor: Flavor, faults: &[Fault]) {
     assert_eq!(lab.destroy(), Vec::<String>::new());
 }
 
+/// A killed CTDB daemon does not come back beside what it leaves running.
+const THEIRS: [Fault; 2] = [Fault::Move, Fault::Drain];
+const ALL: [Fault; 4] = [Fault::Move, Fault::Drain, Fault::Kill, Fault::Power];
+
 #[test]
 fn samba_on_ctdbs_daemon() {
-    // A killed CTDB daemon does not come back beside what it leaves running.
-    everything(Flavor::Ctdb, &[Fault::Move, Fault::Drain]);
+    everything(Flavor::Ctdb, &THEIRS);
 }
 
 #[test]
 fn samba_on_our_daemon() {
-    let faults = [Fault::Move, Fault::Drain, Fault::Kill, Fault::Power];
-    everything(Flavor::Ours, &faults);
+    everything(Flavor::Ours, &ALL);
+}
+
+/// On our daemon, with the packages of another release of Debian.
+fn release(suite: &str, version: &str) {
+    match overlay::overlay(suite, &["samba", "winbind", "smbclient", "ctdb"]) {
+        Ok(root) => everything_on(Lab::builder().overlay(root), &ALL, version),
+        Err(error) => println!("NOT TESTED: the packages of {suite} cannot be had: {error:#}"),
+    }
+}
+
+#[test]
+#[ignore = "downloads packages of Debian's next release"]
+fn samba_4_22_on_our_daemon() {
+    release("trixie", "Version 4.22.");
+}
+
+#[test]
+#[ignore = "downloads packages of Debian's testing release"]
+fn samba_4_25_on_our_daemon() {
+    release("forky", "Version 4.25.");
 }

@@ -139,15 +139,6 @@ fn besiege(mut session: Smb, stop: &AtomicBool) -> usize {
     tries
 }
 
-/// Main processes of smbd and its sessions.
-fn smbds(node: &Node) -> Vec<Pid> {
-    let name = |pid: &Pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let all = node.netns().processes();
-    all.into_iter()
-        .filter(|pid| name(pid).starts_with("smbd"))
-        .collect()
-}
-
 fn signal(pids: &[Pid], signal: Signal) {
     for pid in pids {
         // One of them may have ended.
@@ -167,7 +158,7 @@ fn strike(lab: &Lab, fault: Fault, victim: u32, address: IpAddr, to: u32) {
         Fault::Kill => node.kill_daemon(Signal::SIGKILL).unwrap(),
         Fault::Frozen => node.kill_daemon(Signal::SIGSTOP).unwrap(),
         Fault::AllFrozen => {
-            signal(&smbds(node), Signal::SIGSTOP);
+            signal(&node.samba_processes("smbd"), Signal::SIGSTOP);
             node.kill_daemon(Signal::SIGSTOP).unwrap();
         }
         Fault::Cut => lab.partition(&[victim], Links::All).unwrap(),
@@ -246,7 +237,7 @@ fn failover(lab: &Lab, fault: Fault) {
         .map(|node| node.service_processes(Service::ClusteredSmb))
         .collect();
     assert_eq!(parents, [3, 3, 3], "{what}");
-    let frozen = smbds(node);
+    let frozen = node.samba_processes("smbd");
 
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {

@@ -80,7 +80,10 @@ fn walk(dir: &Path, left: &mut Vec<String>) -> Result<()> {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            walk(&entry.path(), left)?;
+            // What Samba's programs leave there is not the daemon's.
+            if entry.file_name() != "samba" {
+                walk(&entry.path(), left)?;
+            }
         } else {
             // Stays by intent until the host boots: a daemon has run (R10, `core::cold`).
             if entry.file_name() == "ctdbd.started" {

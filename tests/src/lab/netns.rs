@@ -343,6 +343,13 @@ pub fn run(command: &mut Command) -> Result<String> {
     judge(&what, &out)
 }
 
+/// Copies what is in a directory to another one, and leaves what is there already.
+pub fn copy_missing(from: &Path, to: &Path) -> Result<()> {
+    let mut command = Command::new("cp");
+    command.args(["-a", "--no-clobber"]);
+    run(command.arg(from.join(".")).arg(to)).map(drop)
+}
+
 fn feed(command: &mut Command, input: &str) -> Result<()> {
     let what = format!("{command:?}");
     let mut child = command

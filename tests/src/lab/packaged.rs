@@ -10,8 +10,14 @@ use anyhow::{Context as _, Result};
 
 use super::{Node, find_program, overlay, workspace_binary};
 
-/// Directories of a node that lie over those of the host.
-const OVER: [&str; 4] = ["etc/ctdb", "var/lib/ctdb", "var/log/ctdb", "run"];
+/// Directories of a node that lie over those of the host, as far as it has them.
+const OVER: [&str; 5] = [
+    "etc/ctdb",
+    "etc/samba",
+    "var/lib/ctdb",
+    "var/log/ctdb",
+    "run",
+];
 
 /// A file or directory that lies over one of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +52,10 @@ fn command(node: &Node, covers: &[Cover], words: &[&Path]) -> Result<Command> {
         command.arg(&cover.source).arg(&cover.target);
     }
     for dir in OVER {
-        command
-            .arg(node.root().join(dir))
-            .arg(Path::new("/").join(dir));
+        let own = node.root().join(dir);
+        if own.is_dir() {
+            command.arg(own).arg(Path::new("/").join(dir));
+        }
     }
     command.arg("--").args(words);
     Ok(command)

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::unistd::Pid;
 
 use super::cli::Answer;
 use super::{Builder, Flavor, Lab, Node, Service, find_program, overlay, reference};
@@ -41,16 +42,36 @@ impl Node {
         self.root().join("clustered-smb")
     }
 
-    /// The daemons of the node's Samba, with the names of their logs.
-    pub(super) fn samba_daemons(&self) -> Result<Vec<(Command, String)>> {
+    fn samba_conf_path(&self) -> PathBuf {
+        self.root().join("etc/samba/smb.conf")
+    }
+
+    /// Makes the directories and the configuration of the node's Samba.
+    pub fn prepare_samba(&self) -> Result<()> {
         let dir = self.samba_dir();
         for sub in [
-            "lock", "state", "cache", "pid", "private", "ncalrpc", "nmbd", "log",
+            "lock", "state", "cache", "private", "ncalrpc", "nmbd", "log",
         ] {
             fs::create_dir_all(dir.join(sub))?;
         }
-        fs::create_dir_all(self.root().join("run/samba"))?;
-        fs::write(dir.join("smb.conf"), self.samba_conf())?;
+        for dir in ["run/samba", "etc/samba"] {
+            fs::create_dir_all(self.root().join(dir))?;
+        }
+        Ok(fs::write(self.samba_conf_path(), self.samba_conf())?)
+    }
+
+    /// Processes on this node whose names begin so (`smbd`, `winbindd`, `nmbd`), whoever started them.
+    pub fn samba_processes(&self, name: &str) -> Vec<Pid> {
+        let comm = |pid: &Pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let all = self.netns().processes();
+        all.into_iter()
+            .filter(|pid| comm(pid).starts_with(name))
+            .collect()
+    }
+
+    /// The daemons of the node's Samba, with the names of their logs.
+    pub(super) fn samba_daemons(&self) -> Result<Vec<(Command, String)>> {
+        self.prepare_samba()?;
         ["winbindd", "nmbd", "smbd"]
             .into_iter()
             .map(|name| {
@@ -76,7 +97,7 @@ impl Node {
         );
         command.arg(self.root()).args(words);
         if words[0] != "wbinfo" {
-            command.arg("-s").arg(self.samba_dir().join("smb.conf"));
+            command.arg("-s").arg(self.samba_conf_path());
         }
         Ok(command)
     }
@@ -147,7 +168,7 @@ impl Node {
              lock directory = {dir}/lock\n\
              state directory = {dir}/state\n\
              cache directory = {dir}/cache\n\
-             pid directory = {dir}/pid\n\
+             pid directory = /run/samba\n\
              private dir = {dir}/private\n\
              ncalrpc dir = {dir}/ncalrpc\n\
              nmbd:socket dir = {dir}/nmbd\n\
