@@ -1,7 +1,7 @@
 //! The old commands by Debian's tool and by ours, against the same daemons in the same state: output,
 //! errors and exit code, byte for byte. What differs stands in `tests/old_tool.differences` with the
 //! reason; a line there that is no longer true fails the test, too, unless its reason says that
-//! something is not there yet. The same with the tool of CTDB 4.22, and that tool on its own daemon
+//! something is not there yet, or is so at times. The same with the tool of CTDB 4.22, and that tool on its own daemon
 //! and on ours, in `cargo xtask soak`: they need 40 MB of packages from Debian's mirror.
 
 #[path = "old_tool/lines.rs"]
@@ -96,7 +96,7 @@ fn without_digits(text: &str) -> String {
 struct Allowed {
     state: String,
     pattern: String,
-    /// It will be the same one day.
+    /// It will be the same one day, or is the same at times.
     pending: bool,
 }
 
@@ -117,7 +117,9 @@ fn allowed(part: &str) -> Vec<Allowed> {
             Allowed {
                 state,
                 pattern,
-                pending: reason.starts_with("not yet"),
+                pending: ["not yet", "sometimes"]
+                    .iter()
+                    .any(|word| reason.starts_with(word)),
             }
         })
         .collect()
