@@ -126,13 +126,16 @@ async fn one_holds_the_file_and_proves_it_and_the_next_takes_over() {
     let path = dir.path().join("lock");
     let mut first = Holder::file(&path);
     let tenure = first.held().await;
-    let mut last = None;
-    for _ in 0..4 {
+    let (mut last, mut fell) = (None, 0);
+    for _ in 0..6 {
         let LockNews::Proved { tenure: of, at } = first.event().await else {
             panic!("no proof");
         };
         assert_eq!(of, tenure);
-        assert!(last < Some(at));
+        // That the helper lives counts until its first recheck is heard, which may have begun before
+        // that; from then on only what began later is news.
+        fell += usize::from(last >= Some(at));
+        assert!(fell <= 1);
         last = Some(at);
     }
     let mut second = Holder::file(&path);
