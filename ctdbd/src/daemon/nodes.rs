@@ -176,6 +176,13 @@ fn refuse(text: String) -> Step {
     Step::Answered(Err(ApiError::new(409, "not_reloaded", text)))
 }
 
+fn without_links(untold: NodeSet) -> Step {
+    refuse(format!(
+        "there is no link to nodes that run: {untold:?}; try again when `ctdb status` shows them \
+         connected"
+    ))
+}
+
 impl Node {
     /// The list that is in force.
     pub(super) fn entries(&self) -> Vec<NodeEntry> {
@@ -246,16 +253,13 @@ impl Node {
                 Err(TryRecvError::Closed) => refuse("the daemon ends".to_owned()),
             },
             Stage::Links { list, until } => {
-                let missing = self.heard_without_link();
-                if missing.is_empty() {
+                let untold = self.untold();
+                if untold.is_empty() {
                     let asked = self.ask_others();
                     return Step::Next(again(Stage::Others { list, asked }));
                 }
                 if until <= boot_now() {
-                    return refuse(format!(
-                        "there is no link to nodes that are heard: {missing:?}; try again when \
-                         `ctdb status` shows them connected"
-                    ));
+                    return without_links(untold);
                 }
                 Step::Stay(again(Stage::Links { list, until }))
             }
@@ -517,17 +521,13 @@ impl Node {
             .collect()
     }
 
-    /// Nodes of the list that the detector hears and that have no link to this node.
-    fn heard_without_link(&self) -> Vec<Pnn> {
-        let coordinator = &self.parts.coordinator;
-        let Some(status) = coordinator.status() else {
-            return Vec::new();
-        };
-        let me = self.parts.me;
-        let voters = coordinator.config().voters.iter();
-        voters
-            .filter(|pnn| *pnn != me && !coordinator.peer(*pnn).linked && status.hears(*pnn))
-            .collect()
+    /// Nodes that would not be told of a new list.
+    fn untold(&self) -> NodeSet {
+        let linked = self.linked_others().into_iter().collect();
+        let status = self.parts.coordinator.status();
+        status.map_or(NodeSet::EMPTY, |status| {
+            reload::untold(status, self.parts.me, linked)
+        })
     }
 
     fn ask_others(&mut self) -> Vec<(Pnn, oneshot::Receiver<Answer>)> {
@@ -558,6 +558,11 @@ impl Node {
         };
         if !view.changed || dry_run {
             return Step::Answered(json(&view));
+        }
+        // A link may have been lost while the others were asked.
+        let untold = self.untold();
+        if !untold.is_empty() {
+            return without_links(untold);
         }
         let Some(leader) = self.leader() else {
             return refuse("there is no leader to take on the list first".to_owned());

@@ -277,6 +277,19 @@ fn view(members: &[u32], life: u64) -> View {
     }
 }
 
+/// A client that has the record `key` of a database locked.
+fn with_key_locked(path: &std::path::Path) -> Tdb {
+    let options = OpenOptions {
+        flags: FileOptions::flags_of(Kind::Volatile, true),
+        ..OpenOptions::default()
+    };
+    let mut client = Tdb::open(path, &options).unwrap();
+    client
+        .chain_lock(b"key", LockKind::Exclusive, Wait::Forever)
+        .unwrap();
+    client
+}
+
 fn until<T>(
     said: &std::sync::mpsc::Receiver<Output>,
     mut wanted: impl FnMut(Output) -> Option<T>,
@@ -326,17 +339,7 @@ fn calls_are_answered_where_they_are_read_and_behind_what_waits() {
         }
     }
     // A client has the record locked: the call waits for that, and what comes later is behind it.
-    let mut other = Tdb::open(
-        &path,
-        &OpenOptions {
-            flags: FileOptions::flags_of(Kind::Volatile, true),
-            ..OpenOptions::default()
-        },
-    )
-    .unwrap();
-    other
-        .chain_lock(b"key", LockKind::Exclusive, Wait::Forever)
-        .unwrap();
+    let mut other = with_key_locked(&path);
     for later in [1, 2] {
         assert!(seat.call(call(reqid + later)).unwrap().is_empty());
     }
@@ -423,17 +426,7 @@ fn whose_right_is_over_is_told_before_a_database_stops() {
     until(&said, |output| {
         matches!(output, Output::Served { .. }).then_some(())
     });
-    let mut other = Tdb::open(
-        &path,
-        &OpenOptions {
-            flags: FileOptions::flags_of(Kind::Volatile, true),
-            ..OpenOptions::default()
-        },
-    )
-    .unwrap();
-    other
-        .chain_lock(b"key", LockKind::Exclusive, Wait::Forever)
-        .unwrap();
+    let mut other = with_key_locked(&path);
     let rights = |output| match output {
         Output::Rights { view, may } => Some((view, may)),
         Output::Served { .. } => panic!("it is served while a record is locked"),

@@ -60,8 +60,9 @@ pub struct VersionRange {
 }
 
 impl VersionRange {
-    /// What this release speaks.
-    pub const OURS: Self = Self { min: 1, max: 1 };
+    /// What this release speaks. 2: STATE says which links its sender lacks, FREEZE and THAW of databases
+    /// which view they follow.
+    pub const OURS: Self = Self { min: 2, max: 2 };
 
     /// The newest that both speak.
     pub fn common(self, other: Self) -> Option<u16> {

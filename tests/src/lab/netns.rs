@@ -343,6 +343,22 @@ pub fn run(command: &mut Command) -> Result<String> {
     judge(&what, &out)
 }
 
+/// A command that runs a script of shell in a mount namespace of its own; what it gets as `$0` and
+/// `$1` is to be added. The process stays the one that is started where the script ends in `exec`.
+pub fn in_mounts(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "--",
+        "sh",
+        "-ec",
+        script,
+    ]);
+    command
+}
+
 /// Copies what is in a directory to another one, and leaves what is there already.
 pub fn copy_missing(from: &Path, to: &Path) -> Result<()> {
     let mut command = Command::new("cp");

@@ -137,9 +137,8 @@ pub(super) fn shell_line(settings: &Settings) -> Result<String> {
 
 /// A command that has the root's `/usr` over the host's; the process stays the one that is started.
 pub fn command(root: &Path, words: &[&str]) -> Result<Command> {
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
-    command.arg(line(root)? + "exec \"$@\"").arg("overlay");
+    let mut command = netns::in_mounts(&(line(root)? + "exec \"$@\""));
+    command.arg("overlay");
     command.args(words);
     Ok(command)
 }

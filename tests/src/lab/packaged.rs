@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{Node, find_program, overlay, workspace_binary};
+use super::{Node, find_program, netns, overlay, workspace_binary};
 
 /// Directories of a node that lie over those of the host, as far as it has them.
 const OVER: [&str; 5] = [
@@ -40,11 +40,9 @@ impl Cover {
 
 /// A command in a mount namespace of its own; the process stays the one that is started.
 fn command(node: &Node, covers: &[Cover], words: &[&Path]) -> Result<Command> {
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
-    command.arg(
-        overlay::shell_line(node.settings())?
-            + "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\"; shift 2; done; shift; exec \"$@\"",
+    let mut command = netns::in_mounts(
+        &(overlay::shell_line(node.settings())?
+            + "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\"; shift 2; done; shift; exec \"$@\""),
     );
     command.arg("lab");
     // The node's own directories come last: their sources may lie below what they cover.

@@ -28,13 +28,8 @@ pub fn lacks() -> Option<&'static str> {
 pub(super) fn prepare(node: &Node) -> Result<()> {
     let host = Path::new("/").to_path_buf();
     let root = node.settings().overlay.as_ref().unwrap_or(&host);
-    netns::run(
-        Command::new("cp")
-            .args(["-a", "--no-clobber"])
-            .arg(root.join("etc/ctdb/."))
-            .arg(node.etc()),
-    )
-    .context("copying the configuration of Debian's package ctdb (is it installed?)")?;
+    netns::copy_missing(&root.join("etc/ctdb"), &node.etc())
+        .context("copying the configuration of Debian's package ctdb (is it installed?)")?;
     let legacy = node.etc().join("events/legacy");
     fs::create_dir_all(&legacy)?;
     for script in SCRIPTS {
@@ -54,12 +49,10 @@ pub(super) fn prepare(node: &Node) -> Result<()> {
 /// The daemon in the foreground. The process stays the one that is started, by `exec`.
 pub(super) fn daemon_command(node: &Node) -> Result<Command> {
     let ctdbd = find_program("ctdbd").context("finding ctdbd (install Debian's package ctdb)")?;
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
-    command.arg(
-        overlay::shell_line(node.settings())?
+    let mut command = netns::in_mounts(
+        &(overlay::shell_line(node.settings())?
             + "for d in etc/ctdb var/lib/ctdb var/log/ctdb run; do mount --bind \"$1/$d\" \"/$d\"; done\n\
-         exec \"$2\" -i",
+         exec \"$2\" -i"),
     );
     command.arg("lab").arg(node.root()).arg(ctdbd);
     Ok(command)

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
 
 use super::cli::Answer;
-use super::{Builder, Flavor, Lab, Node, Service, find_program, overlay, reference};
+use super::{Builder, Flavor, Lab, Node, Service, find_program, netns, overlay, reference};
 
 /// The account that exists on all nodes, in root's name.
 pub const PASSWORD: &str = "secret";
@@ -87,13 +87,11 @@ impl Node {
     /// A command line with the node's run directory where programs look for it, and with the
     /// databases where its daemon says that they are.
     fn in_samba(&self, words: &[&str]) -> Result<Command> {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--", "sh", "-ec"]);
         // A daemon of ours that is not in the package's places says where below the root they are.
-        command.arg(
-            overlay::shell_line(self.settings())?
+        let mut command = netns::in_mounts(
+            &(overlay::shell_line(self.settings())?
                 + "mount --bind \"$0/run\" /run\n\
-             mount --bind \"$0/var/lib/ctdb\" /var/lib/ctdb\nexec \"$@\"",
+             mount --bind \"$0/var/lib/ctdb\" /var/lib/ctdb\nexec \"$@\""),
         );
         command.arg(self.root()).args(words);
         if words[0] != "wbinfo" {

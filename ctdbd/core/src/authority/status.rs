@@ -1,6 +1,6 @@
 //! What the detector shows of itself to the main loop, and what a recording keeps of that.
 
-use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, Pnn, Term};
+use ctdb_wire::ids::{BootTime, Epoch, Incarnation, MAX_NODES, Term};
 use serde::{Deserialize, Serialize};
 
 use super::{Authority, ListStatus, LockStatus};
@@ -41,15 +41,6 @@ pub struct Status {
     pub peers: [PeerStatus; MAX_NODES],
 }
 
-impl Status {
-    /// The peer's present life is heard: it runs, whether the main loops have a link or not.
-    #[must_use]
-    pub fn hears(&self, pnn: Pnn) -> bool {
-        let peer = &self.peers[pnn.index()];
-        peer.heard_at != BootTime::ZERO && !peer.suspected && !peer.gone && !peer.evicted
-    }
-}
-
 /// One peer in [`Status`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct PeerStatus {
@@ -71,6 +62,13 @@ pub struct PeerStatus {
     pub has_right: bool,
     /// That incarnation is dead and silent (R19).
     pub gone: bool,
+}
+
+impl PeerStatus {
+    /// Its present life is heard: it runs, whether the main loops have a link or not.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.heard_at != BootTime::ZERO && !self.suspected && !self.gone && !self.evicted
+    }
 }
 
 /// Of 64 peers a recording keeps those of which anything is known.

@@ -702,31 +702,6 @@ fn gone_makes_evidence_in_one_round_trip() {
 }
 
 #[test]
-fn who_is_heard_is_told_from_who_is_not() {
-    // A reload of the nodes list waits for the links of those (R24).
-    let mut cluster = Cluster::led(3);
-    let heard = |cluster: &Cluster| -> Vec<bool> {
-        let status = cluster.status(0);
-        (1..3).map(|peer| status.hears(pnn(peer))).collect()
-    };
-    assert_eq!(heard(&cluster), [true, true]);
-    cluster.run(ms(1000), |from, _| from != 2);
-    assert_eq!(heard(&cluster), [true, false]);
-    cluster.run(ms(3000), all);
-    assert_eq!(heard(&cluster), [true, true]);
-    // Evicted, it is not waited for although it is heard.
-    let unaccounted = NodeSet::from_iter([pnn(2)]);
-    let books = Books {
-        unaccounted,
-        ..Books::default()
-    };
-    cluster.handle(0, Input::Books(books));
-    cluster.run(ms(2500), all);
-    assert_eq!(heard(&cluster), [true, false]);
-    assert!(!Cluster::new(3).status(0).hears(pnn(1)));
-}
-
-#[test]
 fn gone_of_another_life_means_nothing() {
     // R19.
     let mut cluster = Cluster::led(3);
