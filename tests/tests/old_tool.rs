@@ -12,11 +12,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use ctdb_tests::dbclient::{Kind, Session};
-use ctdb_tests::lab::{Flavor, Lab, Node, Service, overlay, reference};
+use ctdb_tests::lab::{Flavor, Lab, Node, Service, netns, overlay, reference};
 use ctdb_wire::client::control::Request;
 
 use lines::{impatient_lines, lines};
@@ -362,12 +361,7 @@ fn cluster(flavor: Flavor, root: Option<&Path>) -> Lab {
         fs::create_dir_all(&legacy).unwrap();
         if root.is_some() {
             // As the package has them on; two more as the lab has them for CTDB's own daemon.
-            let copied = Command::new("cp")
-                .args(["-a", "--no-clobber"])
-                .arg(etc.join("events/legacy/."))
-                .arg(&legacy)
-                .status();
-            assert!(copied.unwrap().success());
+            netns::copy_missing(&etc.join("events/legacy"), &legacy).unwrap();
             for name in ["00.ctdb.script", "10.interface.script"] {
                 let link = legacy.join(name);
                 if fs::symlink_metadata(&link).is_err() {
