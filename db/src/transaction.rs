@@ -435,11 +435,15 @@ impl Tdb {
         let at = match existing {
             Some((offset, record)) if record.end(offset) == Some(size) => offset,
             Some((offset, record)) => {
-                // An area that libtdb did not come to describe before it died is left alone.
+                // An area that libtdb did not come to describe before it died becomes dead space.
                 let described = record.rec_len >= TAILER_LEN && record.rec_len.is_multiple_of(4);
                 if described && record.end(offset).is_some_and(|end| end <= size) {
                     self.free(offset, record)?;
                     former = offset;
+                } else {
+                    // Dead space before it may be too short for a header: a check then takes
+                    // this one's words for that header's.
+                    self.storage.write(offset, &[0; RECORD_LEN as usize])?;
                 }
                 size
             }

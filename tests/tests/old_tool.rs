@@ -349,7 +349,10 @@ fn cluster(flavor: Flavor, root: Option<&Path>) -> Lab {
         builder = builder.packaged(Vec::new());
     }
     if let Some(root) = root {
-        builder = builder.overlay(root.to_path_buf());
+        // Two clusters are compared: the same addresses are on the same nodes.
+        builder = builder
+            .overlay(root.to_path_buf())
+            .tunable("IPAllocAlgorithm", 0);
     }
     let lab = builder.build().unwrap();
     let etc = root.unwrap_or(Path::new("/")).join("etc/ctdb");
