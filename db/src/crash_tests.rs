@@ -13,9 +13,9 @@ use crate::backing::{Backing, Change};
 use crate::format::{Header, RECOVERY_MAGIC};
 use crate::{OpenFlags, OpenOptions, StoreMode, Tdb, TraverseKind};
 
-type Content = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type Content = BTreeMap<Vec<u8>, Vec<u8>>;
 
-fn content(tdb: &mut Tdb) -> Content {
+pub(crate) fn content(tdb: &mut Tdb) -> Content {
     let mut all = Content::new();
     tdb.traverse(TraverseKind::Read, |_, key, data| {
         assert!(all.insert(key.to_vec(), data.to_vec()).is_none());
@@ -25,7 +25,7 @@ fn content(tdb: &mut Tdb) -> Content {
     all
 }
 
-fn recorded(image: &[u8]) -> Tdb {
+pub(crate) fn recorded(image: &[u8]) -> Tdb {
     let header = Header::decode(image).unwrap();
     let backing = Backing::Recorded {
         bytes: image.to_vec(),
@@ -43,7 +43,7 @@ fn recorded(image: &[u8]) -> Tdb {
     .unwrap()
 }
 
-fn put(tdb: &mut Tdb, key: &str, data: &[u8]) {
+pub(crate) fn put(tdb: &mut Tdb, key: &str, data: &[u8]) {
     tdb.store(key.as_bytes(), data, StoreMode::Replace).unwrap();
 }
 
@@ -195,7 +195,7 @@ fn build_cases() -> Vec<Case> {
     ]
 }
 
-fn apply(image: &mut Vec<u8>, change: &Change) {
+pub(crate) fn apply(image: &mut Vec<u8>, change: &Change) {
     match change {
         Change::Write(at, data) => {
             let at = *at as usize;
@@ -305,6 +305,54 @@ fn recovery_can_be_cut_off_and_done_again() {
                 assert_eq!(reopen(&cut, &name).0, case.old, "{name}, power cut");
             }
         }
+    }
+}
+
+/// Who finds the crash has seen a shorter file than the one who died had: what is to be put back lies
+/// beyond the end that it knows.
+#[test]
+fn a_handle_that_saw_a_shorter_file_recovers() {
+    let options = OpenOptions {
+        hash_size: 2,
+        ..OpenOptions::default()
+    };
+    let mut tdb = Tdb::internal(&options).unwrap();
+    in_transaction(&mut tdb, |tdb| {
+        for i in 0..20 {
+            put(tdb, &format!("wide{i}"), &[i; 3000]);
+        }
+    });
+    let short = tdb.bytes().unwrap().to_vec();
+    put(&mut tdb, "far", &vec![1; 1_400_000]);
+    let long = tdb.bytes().unwrap().to_vec();
+    let hash = tdb.hash.hash(b"far");
+    let far = tdb.find(b"far", hash).unwrap().unwrap().offset;
+    assert!(far as usize > short.len());
+    let old = content(&mut tdb);
+    let mut tdb = recorded(&long);
+    in_transaction(&mut tdb, |tdb| put(tdb, "far", &[2; 200]));
+    let case = Case {
+        name: "far",
+        image: long,
+        log: tdb.storage.take_log(),
+        old,
+        new: content(&mut tdb),
+    };
+    let armed = case.armed_images();
+    assert!(!armed.is_empty());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    for (i, image) in armed {
+        std::fs::write(&path, &short).unwrap();
+        let mut tdb = Tdb::open(&path, &OpenOptions::default()).unwrap();
+        // The others' work, in the same file.
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &image, 0).unwrap();
+        let found = tdb.fetch(b"far");
+        let found = found.unwrap_or_else(|error| panic!("step {i}: {error}"));
+        assert_eq!(found.as_ref(), case.old.get(b"far".as_slice()), "step {i}");
+        tdb.check().unwrap();
+        assert!(content(&mut tdb) == case.old, "step {i}");
     }
 }
 

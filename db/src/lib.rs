@@ -81,6 +81,8 @@ mod locking;
 mod map;
 mod mutex;
 mod open;
+#[cfg(test)]
+mod plain_tests;
 mod read;
 pub mod record;
 mod recovery;

@@ -271,9 +271,6 @@ impl MutexArea {
     /// The thread that has a mutex; 0: nobody. Who took it since the state of all records was set
     /// sees that state: the look is a change of the mutex's word, to what it was.
     pub(crate) fn owner(&self, which: Which) -> Result<u32, MutexError> {
-        /// The C library's word of a robust mutex is a robust futex (`FUTEX_TID_MASK`), the first
-        /// of the mutex.
-        const THREAD: u32 = 0x3fff_ffff;
         self.checked(which)?;
         let word = self.area()?.touch(Self::offset(which));
         self.check_fault()?;
@@ -305,6 +302,24 @@ impl MutexArea {
         self.unlock(Which::Nth(index)).is_ok()
     }
 
+    /// Looks at a busy mutex for a moment, and takes it if it becomes free; what the C library said.
+    fn look(&self, which: Which) -> Result<c_int, MutexError> {
+        let mutex = self.checked(which)?;
+        let mut said = libc::EBUSY;
+        for _ in 0..LOOKS {
+            std::hint::spin_loop();
+            let word = self.area()?.load(Self::offset(which));
+            if word.is_some_and(|word| word & THREAD == 0) {
+                // SAFETY: an initialised mutex of ours in the map, which stays while it is held.
+                said = unsafe { libc::pthread_mutex_trylock(mutex) };
+                if said != libc::EBUSY {
+                    break;
+                }
+            }
+        }
+        Ok(said)
+    }
+
     fn check_fault(&self) -> Result<(), MutexError> {
         if self.area()?.has_faulted() {
             return Err(MutexError::Faulted);
@@ -328,6 +343,14 @@ impl MutexArea {
     }
 }
 
+/// The thread in the C library's word of a robust mutex, which is a robust futex (`FUTEX_TID_MASK`), the
+/// first of the mutex.
+const THREAD: u32 = 0x3fff_ffff;
+
+/// How often to look at a busy mutex before the thread sleeps. Most are held for less than the
+/// microseconds that a sleep costs the one who sleeps and the one who wakes him.
+const LOOKS: u32 = 50;
+
 /// The longest that one call waits: then the clock, which may have been set, is looked at again, and
 /// whether the wait was cancelled.
 const SLICE: Duration = Duration::from_millis(100);
@@ -341,6 +364,10 @@ impl Mutexes for MutexArea {
         let first = unsafe { libc::pthread_mutex_trylock(mutex) };
         if first != libc::EBUSY || !patience.begin() {
             return self.result(first);
+        }
+        let looked = self.look(which)?;
+        if looked != libc::EBUSY {
+            return self.result(looked);
         }
         loop {
             let Some(left) = patience.left() else {
@@ -381,6 +408,13 @@ impl Mutexes for MutexArea {
         let mutex = self.checked(which)?;
         // SAFETY: an initialised mutex of ours.
         check(unsafe { libc::pthread_mutex_consistent(mutex) }).map_err(MutexError::System)
+    }
+
+    fn is_free(&self, which: Which) -> bool {
+        // All of the word: of a dead owner something is left in it.
+        let word = self.checked(which).and_then(|_| self.area());
+        let word = word.map(|map| map.touch(Self::offset(which)));
+        matches!(word, Ok(Some(0))) && self.check_fault().is_ok()
     }
 
     #[inline]

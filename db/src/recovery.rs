@@ -67,6 +67,8 @@ impl Tdb {
         if self.read_only {
             return Err(Error::ReadOnly);
         }
+        // The one who died may have had a longer file than we have seen.
+        self.storage.refresh()?;
         let damaged = self.storage.corrupt(offset, Fault::BadRecovery);
         let Some(area_end) = record.end(offset) else {
             return Err(damaged);

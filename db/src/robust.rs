@@ -36,6 +36,9 @@ pub(crate) trait Mutexes {
     fn unlock(&self, which: Which) -> Result<(), Self::Error>;
     /// Makes one good whose owner died.
     fn make_consistent(&self, which: Which) -> Result<(), Self::Error>;
+    /// Whether nobody has one, as if it were taken and given back: who takes it later sees a state
+    /// that was set before. `false`: to be found out by taking it.
+    fn is_free(&self, which: Which) -> bool;
     /// How all records are locked: `F_RDLCK`, `F_WRLCK` or `F_UNLCK` of this machine.
     fn state(&self) -> u16;
     /// Changed only by who has the mutex of all.
@@ -112,6 +115,9 @@ pub(crate) fn may_upgrade<M: Mutexes>(area: &M) -> bool {
 fn sweep<M: Mutexes>(area: &M, patience: &mut Patience) -> Result<(), M::Error> {
     for chain in 0..area.chains() {
         let which = Which::Nth(chain + 1);
+        if area.is_free(which) {
+            continue;
+        }
         take(area, which, patience)?;
         area.unlock(which)?;
     }

@@ -177,6 +177,11 @@ impl Mutexes for Model {
         Ok(())
     }
 
+    fn is_free(&self, which: Which) -> bool {
+        let inner = self.mutex(which).inner.lock().unwrap();
+        self.step() && inner.owner.is_none() && !inner.died
+    }
+
     fn state(&self) -> u16 {
         self.state.load(Ordering::SeqCst)
     }

@@ -11,6 +11,7 @@ use crate::format::{
 };
 use crate::handle::Tdb;
 use crate::lock::{LockKind, LockName, Wait};
+use crate::recovery::MAGIC_AT;
 use crate::walk::LoopGuard;
 
 /// What the allocator found in the freelist.
@@ -185,7 +186,9 @@ impl Tdb {
         self.storage.write_word(at, record.tailer())
     }
 
-    /// Makes `left` longer by the record that follows it.
+    /// Makes `left` longer by the record that follows it, which is not marked free. Until the new
+    /// tailer is there, the old one leads to that record: at no moment does what follows find a free
+    /// neighbour that ends elsewhere, which libtdb would not notice.
     fn merge_into(
         &mut self,
         left: u32,
@@ -204,21 +207,25 @@ impl Tdb {
 
     /// Puts a record into the freelist, which is locked (A.9.5).
     pub(crate) fn free(&mut self, offset: u32, record: RecordHeader) -> Result<()> {
-        self.write_tailer(offset, &record)?;
         if let Some((left, neighbour)) = self.free_left_neighbour(offset)? {
             self.merge_into(left, neighbour, record.rec_len)?;
             return Ok(());
         }
-        let next = self.storage.read_word(FREELIST_TOP)?;
-        self.storage.write_record(
-            offset,
-            &RecordHeader {
-                next,
-                magic: FREE_MAGIC,
-                ..record
-            },
-        )?;
-        self.storage.write_word(FREELIST_TOP, offset)
+        self.write_tailer(offset, &record)?;
+        self.enlist(offset, record)
+    }
+
+    /// Puts a record whose tailer is right at the head of the freelist.
+    ///
+    /// It is marked free when the list leads to it. Whoever dies before has lost a used record, which
+    /// stays what it is, where a free one would swallow what becomes free behind it; whoever dies
+    /// between has left a used record in the list, which the next search makes free.
+    fn enlist(&mut self, offset: u32, mut record: RecordHeader) -> Result<()> {
+        record.next = self.storage.read_word(FREELIST_TOP)?;
+        record.magic = USED_MAGIC;
+        self.storage.write_record(offset, &record)?;
+        self.storage.write_word(FREELIST_TOP, offset)?;
+        self.storage.write_word(offset + MAGIC_AT, FREE_MAGIC)
     }
 
     /// Searches the freelist, grows the file if nothing fits. The freelist is locked (A.9.2).
@@ -244,13 +251,11 @@ impl Tdb {
 
     /// Puts a free record that is in no list into the freelist.
     fn link_free(&mut self, offset: u32) -> Result<()> {
-        let mut record = self.read_checked(offset)?;
+        let record = self.read_checked(offset)?;
         if record.kind() != RecordKind::Free {
             return Err(self.storage.corrupt(offset, Fault::BadMagic(record.magic)));
         }
-        record.next = self.storage.read_word(FREELIST_TOP)?;
-        self.storage.write_record(offset, &record)?;
-        self.storage.write_word(FREELIST_TOP, offset)
+        self.enlist(offset, record)
     }
 
     /// Best free record for `requested` bytes, and whether merging made one that was not looked at.
@@ -275,10 +280,15 @@ impl Tdb {
                 }
                 _ => return Err(self.storage.corrupt(offset, Fault::BadMagic(record.magic))),
             }
-            if let Some((left, neighbour)) = self.free_left_neighbour(offset)? {
-                let grown = self.merge_into(left, neighbour, record.rec_len)?;
-                // The left one may be where our own link stands; its `next` is then ours to skip.
+            if let Some((left, mut neighbour)) = self.free_left_neighbour(offset)? {
+                // Out of the list before it belongs to another, and never free in no list.
+                self.storage.write_word(offset + MAGIC_AT, USED_MAGIC)?;
                 self.storage.write_word(link, record.next)?;
+                if link == left {
+                    neighbour.next = record.next;
+                }
+                let grown = self.merge_into(left, neighbour, record.rec_len)?;
+                self.storage.write_word(offset + MAGIC_AT, FREE_MAGIC)?;
                 if let Some(best) = best.as_mut().filter(|best| best.offset == left) {
                     best.rec_len = grown.rec_len;
                 }
@@ -314,22 +324,27 @@ impl Tdb {
                 .corrupt(from.offset, Fault::BadMagic(record.magic)));
         }
         if u64::from(record.rec_len) < u64::from(requested) + u64::from(MIN_SPLIT) {
+            // Whoever dies between has left a used record in the list: nothing is lost. The tailer
+            // may be wrong if somebody died who made a free record shorter or longer.
+            self.storage
+                .write_word(from.offset + MAGIC_AT, USED_MAGIC)?;
             self.storage.write_word(from.link, record.next)?;
-            record.magic = USED_MAGIC;
-            self.storage.write_record(from.offset, &record)?;
+            self.write_tailer(from.offset, &record)?;
             return Ok((from.offset, record.rec_len));
         }
         record.rec_len -= requested + RECORD_LEN;
-        self.storage.write_record(from.offset, &record)?;
-        self.write_tailer(from.offset, &record)?;
         let offset = from.offset + RECORD_LEN + record.rec_len;
         let taken = RecordHeader {
             rec_len: requested,
             magic: USED_MAGIC,
             ..RecordHeader::default()
         };
+        // Inside the free record, until its header says that it is shorter. Its tailer first leads to
+        // the taken one: what follows must not find a free neighbour that ends elsewhere.
         self.storage.write_record(offset, &taken)?;
         self.write_tailer(offset, &taken)?;
+        self.write_tailer(from.offset, &record)?;
+        self.storage.write_record(from.offset, &record)?;
         Ok((offset, requested))
     }
 
@@ -385,42 +400,50 @@ impl Tdb {
         self.count_change()?;
         let start = self.geometry.data_start();
         let end = self.storage.size() & !3;
-        let recovery = self.recovery_record()?;
+        let (first, second) = match self.recovery_record()? {
+            Some((offset, record)) => {
+                let after = record
+                    .end(offset)
+                    .filter(|after| *after <= end && offset >= start)
+                    .ok_or_else(|| self.storage.corrupt(offset, Fault::BadRecovery))?;
+                ((start, offset), (after, end))
+            }
+            None => ((start, end), (end, end)),
+        };
+        // A range makes one free record, if it can hold one.
+        let ranges = [first, second]
+            .into_iter()
+            .filter(|(from, to)| to.saturating_sub(*from) > RECORD_LEN)
+            .map(|(from, to)| {
+                let rec_len = to - from - RECORD_LEN;
+                (
+                    from,
+                    RecordHeader {
+                        rec_len,
+                        ..RecordHeader::default()
+                    },
+                )
+            });
         let zeros = [0; 4096];
-        let mut at = FREELIST_TOP;
+        let mut at = self.geometry.head(0);
         while at < start {
             let piece = (start - at).min(zeros.len() as u32);
             self.storage.write(at, &zeros[..piece as usize])?;
             at += piece;
         }
-        if let Some((offset, record)) = recovery {
-            let after = record
-                .end(offset)
-                .filter(|after| *after <= end && offset >= start)
-                .ok_or_else(|| self.storage.corrupt(offset, Fault::BadRecovery))?;
-            self.free_range(start, offset)?;
-            self.free_range(after, end)
-        } else {
-            self.free_range(start, end)
+        // At no moment is the last record of the file free, whole and in no list: to libtdb, which
+        // would look for it there for ever, new space would belong to it.
+        for (offset, record) in ranges.clone() {
+            self.storage
+                .write_word(offset + RECORD_LEN + record.rec_len - TAILER_LEN, 0)?;
         }
-    }
-
-    /// Makes a range one free record, if it can hold one.
-    fn free_range(&mut self, start: u32, end: u32) -> Result<()> {
-        if end.saturating_sub(start) <= RECORD_LEN {
-            return Ok(());
+        self.storage.write_word(FREELIST_TOP, 0)?;
+        for (offset, record) in ranges {
+            self.storage.write_word(offset + MAGIC_AT, USED_MAGIC)?;
+            self.write_tailer(offset, &record)?;
+            self.enlist(offset, record)?;
         }
-        let rec_len = end - start - RECORD_LEN;
-        let next = self.storage.read_word(FREELIST_TOP)?;
-        let record = RecordHeader {
-            next,
-            rec_len,
-            magic: FREE_MAGIC,
-            ..RecordHeader::default()
-        };
-        self.storage.write_record(start, &record)?;
-        self.write_tailer(start, &record)?;
-        self.storage.write_word(FREELIST_TOP, start)
+        Ok(())
     }
 
     /// Sum and maximum of the free records' lengths. The freelist or all records are locked.
