@@ -112,6 +112,8 @@ pub struct Settings {
     /// Root whose `/usr` lies over the host's for everything that is packaged: CTDB, Samba, scripts
     /// ([`overlay`]).
     pub overlay: Option<PathBuf>,
+    /// Further lines of the global section of Samba's configuration.
+    pub smb_conf: String,
 }
 
 /// Collects the wishes for a lab.
@@ -210,6 +212,13 @@ impl Builder {
         self
     }
 
+    /// Further lines of the global section of Samba's configuration.
+    #[must_use]
+    pub fn smb_conf(mut self, lines: &str) -> Self {
+        lines.clone_into(&mut self.0.smb_conf);
+        self
+    }
+
     /// Makes namespaces, wires and configuration; starts no daemon and no service.
     pub fn build(self) -> Result<Lab> {
         Lab::new(self.0)
@@ -262,6 +271,7 @@ impl Lab {
             environment: Vec::new(),
             packaged: None,
             overlay: None,
+            smb_conf: String::new(),
         })
     }
 

@@ -4,8 +4,10 @@
 //! `soak`. The seed is printed; `CTDB_SEED` repeats one.
 //!
 //! To look for a cause by hand, each with its default: `CTDB_SMB_SESSIONS`, `CTDB_SMB_SECONDS`,
-//! `CTDB_SMB_FAULTS` (`FreezeNode,Kill`), `CTDB_LAB_FLAVOR` (`ctdb` for Debian's daemon), and
-//! `CTDB_SMB_HOLD`, with which everything stands when sessions stay away, until a file is removed.
+//! `CTDB_SMB_FAULTS` (`FreezeNode,Kill`), `CTDB_LAB_FLAVOR` (`ctdb` for Debian's daemon), `CTDB_SMB_WORKS` and
+//! `CTDB_SMB_HELD` (what sessions do, and for how many seconds they hold a lock), `CTDB_SMB_CONF` (lines of
+//! smb.conf's global section, `;` between them), and `CTDB_SMB_HOLD`, with which everything stands when sessions
+//! stay away, until a file is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -25,6 +27,9 @@ use serde::Deserialize;
 const LONG: Duration = Duration::from_secs(90);
 /// Samba's processes on a node: smbd, nmbd, winbindd.
 const PROCESSES: usize = 3;
+
+/// What sessions do.
+const WORKS: &str = "locks,own_file,share_mode,watch";
 
 /// How much is done.
 struct Plan {
@@ -111,12 +116,18 @@ impl Load {
         line
     }
 
+    fn say(&mut self, line: &str) {
+        let input = self.input.as_mut().unwrap();
+        input.write_all(line.as_bytes()).unwrap();
+    }
+
+    /// What happens to the servers from now on: violations name it.
+    fn note(&mut self, text: &str) {
+        self.say(&format!("note {text}\n"));
+    }
+
     fn progress(&mut self) -> Progress {
-        self.input
-            .as_mut()
-            .unwrap()
-            .write_all(b"how far\n")
-            .unwrap();
+        self.say("how far\n");
         let line = self.line();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
@@ -186,7 +197,8 @@ fn judge(outcome: &Outcome, what: &str) {
     assert!(outcome.errors.is_empty(), "{what}: {outcome:?}");
     assert_eq!(outcome.stuck, 0, "{what}: {outcome:?}");
     let kinds: BTreeSet<&str> = outcome.done.keys().map(String::as_str).collect();
-    let all = BTreeSet::from(["locks", "own_file", "share_mode", "watch"]);
+    let wanted = std::env::var("CTDB_SMB_WORKS").unwrap_or_else(|_| WORKS.to_owned());
+    let all: BTreeSet<&str> = wanted.split(',').collect();
     assert_eq!(kinds, all, "{what}: {outcome:?}");
 }
 
@@ -327,7 +339,10 @@ fn sessions_go_on_through_failovers() {
     let plan = Plan::new();
     let (sessions, faults) = (plan.sessions, &plan.faults);
     let mut chance = ChaCha8Rng::seed_from_u64(seed);
-    let lab = Lab::with_samba(plan.flavor, LONG).unwrap();
+    let conf = std::env::var("CTDB_SMB_CONF").unwrap_or_default();
+    let wishes = Lab::builder().flavor(plan.flavor).ipv6(false);
+    let wishes = wishes.smb_conf(&conf.replace(';', "\n"));
+    let lab = Lab::with_samba_of(wishes, LONG).unwrap();
 
     let mut load = Load::start(&lab, sessions);
     load.settle(&lab);
@@ -356,7 +371,12 @@ fn sessions_go_on_through_failovers() {
         let stands = Duration::from_millis(chance.random_range(300..4000));
         let at = began.elapsed().as_secs_f64();
         println!("{at:.1} s: {fault:?} of node {victim} for {stands:?}");
+        let owners = lab.node(victim).ip_owners();
+        load.note(&format!(
+            "{fault:?} of {victim} for {stands:?} with {owners:?}"
+        ));
         inflict(&lab, fault, victim, stands);
+        load.note("over");
         load.settle(&lab);
     }
     let after = load.finish();

@@ -249,6 +249,9 @@ pub enum Effect {
     Fatal(String),
     /// `shutdown` has run.
     Down,
+    /// Addresses have been distributed, and the scripts know: `ipreallocated` of a takeover run has
+    /// ended here, well or not.
+    Reallocated,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -470,6 +473,7 @@ impl Events {
                     }
                 }
                 ("shutdown", _) => out.push(Effect::Down),
+                ("ipreallocated", _) => out.push(Effect::Reallocated),
                 _ => {}
             }
         }
@@ -523,6 +527,8 @@ impl Events {
             Self::tell(&order, Ending::TimedOut, out);
             if order.asker == Asker::Own && order.event.name == "startup" {
                 self.phase = Phase::StartupAt(now + STARTUP_AGAIN);
+            } else if order.asker == Asker::Own && order.event.name == "ipreallocated" {
+                out.push(Effect::Reallocated);
             }
         }
         if let Phase::StartupAt(at) = self.phase

@@ -11,7 +11,7 @@ use ctdb_wire::client::types::{
     BanState, Interface, InterfaceName, NodeMapEntry, PublicIp, PublicIpInfo, Text, TunableName,
     TunableNames, Uptime, VnnMap,
 };
-use ctdb_wire::ids::{NodeFlags, RunState};
+use ctdb_wire::ids::{NodeFlags, Pnn, RunState};
 
 use super::AskKind;
 use super::hub::{Effect, HISTORY, Hub, Origin, Then, Verdict};
@@ -161,7 +161,7 @@ impl Hub {
                 let list = self
                     .own_addresses()
                     .filter(|view| !only_available || !view.available.is_empty())
-                    .map(public_ip)
+                    .map(|view| public_ip(view, self.me))
                     .collect();
                 self.with(&Reply::PublicIps(list))
             }
@@ -282,7 +282,7 @@ impl Hub {
             .and_then(|active| view.interfaces.iter().position(|name| name == active))
             .map_or(u32::MAX, |at| at as u32);
         Some(PublicIpInfo {
-            ip: public_ip(view),
+            ip: public_ip(view, self.me),
             active,
             interfaces: view
                 .interfaces
@@ -361,9 +361,16 @@ pub(super) fn tunable(name: TunableName<'_>) -> Option<Tunable> {
     Tunable::by_name(std::str::from_utf8(name.0).ok()?)
 }
 
-fn public_ip(view: &AddressView) -> PublicIp {
+/// What node `me` says of an address. Of itself it knows best: the placement comes by way of the leader, and
+/// who is told of a new one asks at once (rpcd_witness, `spec/client-protocol.md` 8.10).
+fn public_ip(view: &AddressView, me: Pnn) -> PublicIp {
+    let owner = match view.here {
+        Hold::Held => Some(me.get()),
+        Hold::Taking => view.owner,
+        Hold::Releasing | Hold::None => view.owner.filter(|owner| *owner != me.get()),
+    };
     PublicIp {
-        pnn: view.owner.unwrap_or(node::UNKNOWN),
+        pnn: owner.unwrap_or(node::UNKNOWN),
         address: SocketAddr::new(view.address, 0),
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use ctdb_db::cluster::{self, CallKind, Change, Kind, View, message::MAX_MESSAGE};
-use ctdb_db::record::{LtdbHeader, RecordFlags, Rsn};
+use ctdb_db::record::{DbId, LtdbHeader, RecordFlags, Rsn};
 use ctdb_wire::client::codec::{Encode as _, Reader};
 use ctdb_wire::client::control::{Reply, Request};
 use ctdb_wire::client::packet::{
@@ -203,11 +203,26 @@ impl Hub {
                 if !recovery {
                     return Verdict::Failed;
                 }
+            } else if recovery && self.snapshot.run_state == RunState::Shutdown {
+                return self.attach_leaving(name, kind);
             } else if recovery || self.snapshot.run_state < RunState::Startup {
                 return self.defer(origin, name, kind);
             }
         }
         self.attach_now(origin, name, kind)
+    }
+
+    /// On a node that leaves without a right, as the last ones of a cluster do, no recovery is to be
+    /// waited for: what is open here can be read, and the scripts that end Samba read its configuration.
+    fn attach_leaving(&mut self, name: &str, kind: Kind) -> Verdict {
+        let entry = self.databases.opened(DbId::of(name).0);
+        match entry.filter(|entry| entry.name == name && entry.kind == kind) {
+            Some(entry) => {
+                Reply::U32(entry.id).encode(&mut self.payload);
+                Verdict::Status(0)
+            }
+            None => Verdict::Failed,
+        }
     }
 
     fn attach_now(&mut self, origin: Origin, name: &str, kind: Kind) -> Verdict {
@@ -307,16 +322,19 @@ impl Hub {
         }
         let ready =
             self.snapshot.recovery_mode == 0 && self.snapshot.run_state >= RunState::Startup;
+        let leaves = self.snapshot.run_state == RunState::Shutdown;
         let now = self.now;
         let (due, rest) = std::mem::take(&mut self.databases.deferred)
             .into_iter()
-            .partition(|one| ready || one.until <= now);
+            .partition(|one| ready || leaves || one.until <= now);
         self.databases.deferred = rest;
         let due: Vec<Deferred> = due;
         for one in due {
             self.payload.clear();
             let verdict = if ready && !self.is_inactive() {
                 self.attach_now(one.origin, &one.name, one.kind)
+            } else if leaves && !self.is_inactive() {
+                self.attach_leaving(&one.name, one.kind)
             } else {
                 Verdict::Failed
             };

@@ -24,6 +24,7 @@ use super::*;
 use crate::failover::connections::Said;
 
 mod odd;
+mod places;
 
 const GENERATION: u32 = 0x1234_5678;
 

@@ -288,6 +288,10 @@ impl Node {
                 }
                 Effect::Fatal(text) => self.parts.events.fatal = Some(text),
                 Effect::Down => self.parts.events.down = true,
+                Effect::Reallocated => {
+                    self.dirty = true;
+                    self.reallocated = true;
+                }
             }
         }
     }

@@ -16,7 +16,7 @@ use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
 use ctdb_wire::api::{ConfigView, Snapshot, TunableView};
 use ctdb_wire::connections::Tenure;
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
-use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState, Term};
+use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState};
 use ctdb_wire::peer::PeerFrame;
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -106,14 +106,14 @@ pub(super) struct Node {
     told_books: Books,
     /// Commands that the detector had no room for.
     unsaid: VecDeque<liveness::Command>,
-    dirty: bool,
+    pub(super) dirty: bool,
     published_at: BootTime,
     /// Clients are to be told of a new generation, when they can see it.
     reconfigured: bool,
     /// How recoveries stand, as the machine of events knows it.
     pub(super) told_recovery: Option<events::Recovery>,
-    /// The distribution of addresses that clients were told of.
-    told_placement: Option<(Term, u64)>,
+    /// Clients are to be told that addresses have been distributed, when they can see where.
+    pub(super) reallocated: bool,
     /// Whether the right has been there, for the log.
     warned_alone: bool,
     /// What last changed in the cluster: takeovers and releases that follow are put down to it.
@@ -138,7 +138,7 @@ impl Node {
             published_at: BootTime::ZERO,
             reconfigured: false,
             told_recovery: None,
-            told_placement: None,
+            reallocated: false,
             warned_alone: false,
             cause: None,
             told_list: List {
@@ -707,13 +707,7 @@ impl Node {
         if std::mem::take(&mut self.reconfigured) && self.generation.current().is_some() {
             self.parts.clients.reconfigured();
         }
-        let placement = self
-            .parts
-            .coordinator
-            .placement()
-            .map(|placement| (placement.term, placement.version));
-        if placement.is_some() && placement != self.told_placement {
-            self.told_placement = placement;
+        if std::mem::take(&mut self.reallocated) {
             self.parts.clients.reallocated();
         }
     }

@@ -21,6 +21,12 @@ pub const PASSWORD: &str = "secret";
 const PYTHON: &str = "/usr/bin/python3";
 /// Two SMB sessions at once; its checks are named in it.
 const CLIENT: &str = include_str!("smb_client.py");
+/// A client of the witness service.
+const WITNESS: &str = include_str!("witness.py");
+/// Samba's server of remote procedure calls, where releases from 4.22 on have it in Debian.
+const RPC_SERVER: &str = "/usr/libexec/samba/samba-dcerpcd";
+/// A line of the configuration with which that server is a daemon of its own, and listens on TCP too.
+pub const RPC_SERVER_APART: &str = "rpc start on demand helpers = no";
 /// Many sessions that are busy.
 const LOAD: &str = include_str!("smb_load.py");
 
@@ -72,16 +78,19 @@ impl Node {
     /// The daemons of the node's Samba, with the names of their logs.
     pub(super) fn samba_daemons(&self) -> Result<Vec<(Command, String)>> {
         self.prepare_samba()?;
-        ["winbindd", "nmbd", "smbd"]
-            .into_iter()
-            .map(|name| {
-                let program = find_program(name).with_context(|| format!("finding {name}"))?;
-                let program = program.to_string_lossy().into_owned();
-                let options = ["-F", "--no-process-group", "--debug-stdout"];
-                let command = self.in_samba(&[&[program.as_str()], &options[..]].concat())?;
-                Ok((command, format!("{name}.out")))
-            })
-            .collect()
+        let options = ["-F", "--no-process-group", "--debug-stdout"];
+        let mut daemons = Vec::new();
+        if self.settings().smb_conf.contains(RPC_SERVER_APART) {
+            let words = [&[RPC_SERVER, "--libexec-rpcds"], &options[..]].concat();
+            daemons.push((self.in_samba(&words)?, "samba-dcerpcd.out".to_owned()));
+        }
+        for name in ["winbindd", "nmbd", "smbd"] {
+            let program = find_program(name).with_context(|| format!("finding {name}"))?;
+            let program = program.to_string_lossy().into_owned();
+            let command = self.in_samba(&[&[program.as_str()], &options[..]].concat())?;
+            daemons.push((command, format!("{name}.out")));
+        }
+        Ok(daemons)
     }
 
     /// A command line with the node's run directory where programs look for it, and with the
@@ -130,6 +139,7 @@ impl Node {
     fn samba_conf(&self) -> String {
         let dir = self.samba_dir();
         let dir = dir.display();
+        let more = &self.settings().smb_conf;
         let share = self.root().with_file_name("shared");
         let others = (0..self.settings().nodes).filter(|pnn| *pnn != self.pnn());
         let mut open = String::new();
@@ -172,6 +182,7 @@ impl Node {
              nmbd:socket dir = {dir}/nmbd\n\
              log file = {dir}/log/log.%m\n\
              log level = 1\n\
+             {more}\n\
              [share]\n\
              path = {}\n\
              guest ok = yes\n\
@@ -220,20 +231,27 @@ impl Lab {
     /// The Python client with two sessions, to be run in the client's namespace: a check's name, and
     /// two addresses. It prints `ok`.
     pub fn smb_client(&self, check: &str, first: &str, second: &str) -> Result<Command> {
-        let path = self.dir().join("smb_client.py");
-        fs::write(&path, CLIENT)?;
-        let mut command = Command::new(PYTHON);
-        command.arg(path).args([check, first, second]);
-        Ok(command)
+        self.python("smb_client.py", CLIENT, &[check, first, second])
     }
 
     /// Many sessions in the client's namespace that work until their standard input ends; what they
     /// print is said in the program's head.
     pub fn smb_load(&self, sessions: usize, addresses: &[String]) -> Result<Command> {
-        let path = self.dir().join("smb_load.py");
-        fs::write(&path, LOAD)?;
+        let mut command = self.python("smb_load.py", LOAD, &[&sessions.to_string()])?;
+        command.args(addresses);
+        Ok(command)
+    }
+
+    /// A client of the witness service; its words are said in the program's head.
+    pub fn witness_client(&self, words: &[&str]) -> Result<Command> {
+        self.python("witness.py", WITNESS, words)
+    }
+
+    fn python(&self, name: &str, program: &str, words: &[&str]) -> Result<Command> {
+        let path = self.dir().join(name);
+        fs::write(&path, program)?;
         let mut command = Command::new(PYTHON);
-        command.arg(path).arg(sessions.to_string()).args(addresses);
+        command.arg(path).args(words);
         Ok(command)
     }
 

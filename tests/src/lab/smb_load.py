@@ -1,7 +1,8 @@
 """Many SMB sessions that open, lock, rename and watch, while their servers come and go.
 
 usage: smb_load.py SESSIONS ADDRESS...; works until its standard input ends, then prints one JSON
-object. Runs against any server with share `share` and user root, password secret.
+object. Runs against any server with share `share` and user root, password secret. A line `note TEXT` says
+what happens to the servers from now on, every other line asks how far it is.
 
 What it counts: `done`, by kind of work; `disconnects`: a session's end, after which it is made anew;
 `errors`: every other status that the work does not allow for; `violations`: two sessions that held one
@@ -29,6 +30,10 @@ EXCLUSIVE = s.SMB2_LOCKFLAG_EXCLUSIVE_LOCK | AT_ONCE
 UNLOCK = s.SMB2_LOCKFLAG_UNLOCK
 # Files that all sessions fight for, and ranges in each.
 HOT, RANGES = 4, 8
+# What is done, as often as it is named, and for how long, at most, three locks of ten are held: other
+# ones to look for a cause.
+WORKS = os.environ.get("CTDB_SMB_WORKS", "own_file,share_mode,locks,locks,watch").split(",")
+HELD = float(os.environ.get("CTDB_SMB_HELD", "0.2"))
 # An answer that takes longer is an error.
 TIMEOUT = 60
 # The session has ended on the server: its client is to come again.
@@ -44,12 +49,41 @@ errors = collections.Counter()
 disconnects = collections.Counter()
 violations = []
 stalls = [0.0]
-# Who holds which range of which hot file: (token, stolen since).
-holders = {}
+# Who holds which range of which hot file, as far as its holders know.
+holders = collections.defaultdict(list)
+# Every lock of the last minutes, by its token.
+locks_of = {}
+KEPT = 20000
+# What happened to the servers, and when.
+notes = [(time.monotonic(), "nothing yet")]
 
 
 class Disconnected(Exception):
     pass
+
+
+class Lock:
+    """A range that a session was given, and what it did then; times are monotonic."""
+
+    def __init__(self, worker, place, token, asked):
+        self.worker, self.place, self.token = worker, place, token
+        self.steps = [("asked", asked)]
+        # The server had given it by then.
+        self.given = self.step("given")
+        # When it was given to somebody else, who had asked after this one had it.
+        self.stolen, self.thief = None, None
+
+    def step(self, what):
+        now = time.monotonic()
+        self.steps.append((what, now))
+        return now
+
+    def __str__(self):
+        began = self.steps[0][1]
+        steps = self.steps[1:4] + self.steps[4:][-6:]
+        steps = ", ".join(f"{what} {at - began:.3f}" for what, at in steps)
+        return (f"{self.token.decode()} of session {self.worker.number} with {self.worker.address}, "
+                f"asked for at {began - notes[0][0]:.3f}: {steps}")
 
 
 def status_of(error):
@@ -211,33 +245,53 @@ class Worker(threading.Thread):
         place = (self.chance.randrange(HOT), self.chance.randrange(RANGES))
         session, offset = self.session, place[1] * 16
         handle = self.must(session.open, f"hot-{place[0]}")
+        asked = time.monotonic()
         status, _ = self.ask(("STATUS_LOCK_NOT_GRANTED",), session.lock, handle, offset, 16, EXCLUSIVE)
         if status is None:
             token = f"{self.number:08x}{self.chance.getrandbits(32):08x}".encode()
             with guard:
-                before = holders.get(place)
-                if before is not None:
-                    # Right if that session has ended, which it may not know yet.
-                    before[1] = time.monotonic()
-                mine = holders[place] = [token, None]
+                mine = Lock(self, place, token, asked)
+                for other in holders[place]:
+                    # Right if that session has ended, which it may not know yet. Of who was given it after
+                    # this one asked nobody knows here who came first.
+                    if other.given < asked and other.stolen is None:
+                        other.stolen, other.thief = mine.given, mine
+                holders[place].append(mine)
+                locks_of[token] = mine
+                if len(locks_of) > KEPT:
+                    del locks_of[next(iter(locks_of))]
             try:
                 self.must(session.write, handle, offset, token)
-                if self.chance.random() < 0.3:
-                    time.sleep(self.chance.random() * 0.2)
-                start = time.monotonic()
-                got = self.must(session.read, handle, offset, 16)
-                with guard:
-                    if mine[1] is not None and mine[1] < start:
-                        violate(f"{place}: another held what {self.number} still held", locked=True)
-                    if got != token:
-                        violate(f"{place}: {got!r} where {token!r} was written", locked=True)
+                mine.step("written")
+                rest = self.chance.random() * HELD if self.chance.random() < 0.3 else 0
+                until = time.monotonic() + rest
+                right = self.look(mine, handle)
+                while right and time.monotonic() < until:
+                    time.sleep(min(0.05, rest))
+                    right = self.look(mine, handle)
+            except Disconnected:
+                mine.step("ended")
+                raise
             finally:
                 # Before the server gives it to somebody else.
                 with guard:
-                    if holders.get(place) is mine:
-                        del holders[place]
+                    holders[place].remove(mine)
             self.must(session.lock, handle, offset, 16, UNLOCK)
+            mine.step("given back")
         self.must(session.close, handle)
+
+    def look(self, mine, handle):
+        """Whether what is locked is what was written there, and still this session's."""
+        start = mine.step("reads")
+        got = self.must(self.session.read, handle, mine.place[1] * 16, 16)
+        mine.step("read")
+        with guard:
+            stolen = mine.stolen is not None and mine.stolen < start
+            if stolen:
+                violate(f"{mine.place}: given to {mine.thief} while held by {mine}", locked=True)
+            if got != mine.token:
+                violate(f"{mine.place}: {got!r}, {locks_of.get(got)}, was read by {mine}", locked=True)
+        return not stolen and got == mine.token
 
     def watch(self):
         """A folder that is watched, in which something happens."""
@@ -257,7 +311,7 @@ class Worker(threading.Thread):
         self.must(session.close, handle)
 
     def run(self):
-        works = [self.own_file, self.share_mode, self.locks, self.locks, self.watch]
+        works = [getattr(self, name) for name in WORKS]
         while not stop.is_set():
             try:
                 if self.session is None:
@@ -288,6 +342,9 @@ class Worker(threading.Thread):
 
 
 def violate(text, locked=False):
+    now = time.monotonic()
+    recent = "; ".join(f"{what} {now - at:.3f} s ago" for at, what in notes[-3:])
+    text = f"at {now - notes[0][0]:.3f} s: {text} [{recent}]"
     if locked:
         violations.append(text)
     else:
@@ -304,6 +361,9 @@ def main():
     for worker in workers:
         worker.start()
     for line in sys.stdin:
+        if line.startswith("note "):
+            notes.append((time.monotonic(), line[5:].rstrip()))
+            continue
         # How far it is, for who waits for that.
         with guard:
             absent = [worker for worker in workers if worker.session is None]

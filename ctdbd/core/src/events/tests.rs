@@ -307,12 +307,25 @@ fn a_takeover_run_begins_and_ends_once() {
     assert!(node.names().is_empty(), "an old placement says nothing");
     node.put(placed(3, true));
     assert_eq!(node.names(), ["ipreallocated"]);
+    assert!(node.said.is_empty(), "clients are told behind the scripts");
     node.end("ipreallocated", Ending::Done);
+    assert_eq!(node.said, [Effect::Reallocated]);
     // Nobody can host one of them: the run ends all the same.
     node.put(placed(4, false));
     node.end("startipreallocate", Ending::Done);
     node.wait(1);
     assert_eq!(node.names(), ["ipreallocated"]);
+    node.said.clear();
+    node.end("ipreallocated", failed());
+    assert!(
+        node.said.contains(&Effect::Reallocated),
+        "what was distributed stays so"
+    );
+    // Somebody else's is not the end of a takeover run.
+    node.said.clear();
+    node.ask(1, Event::plain("ipreallocated"));
+    node.end("ipreallocated", Ending::Done);
+    assert!(!node.said.contains(&Effect::Reallocated));
 }
 
 #[test]
