@@ -7,6 +7,7 @@
 mod etcd;
 mod fcntl;
 pub mod helper;
+mod rados;
 
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

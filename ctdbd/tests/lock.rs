@@ -1,5 +1,8 @@
 //! The cluster lock with its helpers: ours for files and for etcd (a real server from Debian's
-//! package on loopback), and programs that know nothing but CTDB's protocol.
+//! package on loopback) and for RADOS, and programs that know nothing but CTDB's protocol.
+
+#[path = "lock/rados.rs"]
+mod rados;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -29,6 +32,10 @@ struct Holder {
 
 impl Holder {
     fn new(words: &[&str]) -> Self {
+        Self::proved_for(words, VALIDITY)
+    }
+
+    fn proved_for(words: &[&str], validity: Duration) -> Self {
         let children = Children::default();
         let (client, events) = LockClient::start(
             children.clone(),
@@ -37,7 +44,7 @@ impl Holder {
                     text: words.join(" "),
                     kind: LockKind::Helper(words.iter().map(|word| (*word).to_owned()).collect()),
                 },
-                validity: VALIDITY,
+                validity,
                 retry: Duration::from_millis(100),
                 deadman: Arc::new(Deadman::create().unwrap()),
             },

@@ -19,6 +19,7 @@
 //! fail, when the next lab is built.
 
 pub mod bystander;
+pub mod ceph;
 pub mod cli;
 pub mod clock;
 pub mod cluster_lock;

@@ -31,9 +31,10 @@ const PLACE: &str = "usr/lib/ctdbd";
 /// Scripts that the package manager runs.
 const SCRIPTS: [&str; 4] = ["preinst", "postinst", "prerm", "postrm"];
 /// Pages that go along.
-const PAGES: [&str; 4] = [
+const PAGES: [&str; 5] = [
     "README.md",
     "ctdbd/EVENTS.md",
+    "ctdbd/LOCKS.md",
     "ctdbd/SETTINGS.md",
     "CHANGELOG.md",
 ];
@@ -138,6 +139,7 @@ fn control(binaries: &Path) -> Result<String> {
          Priority: optional\n\
          Maintainer: ctdbd developers <ctdbd@localhost>\n\
          Depends: {}\n\
+         Suggests: python3-rados\n\
          Description: failover daemon for clustered file servers, in the place of CTDB's\n \
          Puts ctdbd and ctdb in the place of those of the package ctdb, whose event scripts,\n \
          configuration and helper programs stay in use. Removing this package puts them back.\n",

@@ -34,7 +34,7 @@ pub enum Rung {
     Simulation,
     /// Real daemons in network namespaces
     Namespaces,
-    /// Real Samba on top of that, and clients of the protocol that it speaks
+    /// Real Samba on top of that, clients of the protocol that it speaks, and Ceph
     Samba,
 }
 
@@ -50,9 +50,11 @@ impl Rung {
         ) {
             ("ctdb-tests", "test", "simulation" | "simulation_db" | "model") => Self::Simulation,
             ("ctdb-tests", "test", "fuzz") => Self::Fast,
-            ("ctdb-tests", "test", "client_socket" | "database" | "old_tool" | "records") => {
-                Self::Samba
-            }
+            (
+                "ctdb-tests",
+                "test",
+                "ceph" | "client_socket" | "database" | "old_tool" | "records",
+            ) => Self::Samba,
             ("ctdb-tests", "test", target) if target.starts_with("samba") => Self::Samba,
             ("ctdb-tests", "test", _) => Self::Namespaces,
             _ => Self::Fast,

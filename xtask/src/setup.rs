@@ -9,8 +9,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Debian packages that the build, the tests and the benchmarks use.
-const PACKAGES: [&str; 28] = [
+const PACKAGES: [&str; 33] = [
     "bpftool",
+    // The lock in RADOS is tested against the real thing.
+    "ceph-common",
+    "ceph-mon",
+    "ceph-osd",
     "ctdb",
     // The lock in etcd is tested against the real server.
     "etcd-client",
@@ -31,8 +35,12 @@ const PACKAGES: [&str; 28] = [
     "openssh-server",
     "pkg-config",
     "procps",
+    // Every Python program of ours is kept clean by it.
+    "pyflakes3",
     // SMB sessions that a test steers packet by packet.
     "python3-impacket",
+    // The client of Ceph behind our helper of that lock.
+    "python3-rados",
     // libtdb, as the other side of the engine's tests.
     "python3-tdb",
     "samba",

@@ -108,7 +108,7 @@ pub const KEYS: &[Key] = &[
         "cluster lock",
         Unset,
         Honoured,
-        "File, or !COMMAND of a lock helper",
+        "File, or !COMMAND of a lock helper (LOCKS.md)",
     ),
     key(
         "cluster",

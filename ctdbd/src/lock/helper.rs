@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use ctdb_wire::ids::BootTime;
 use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 
-use super::{etcd, fcntl};
+use super::{etcd, fcntl, rados};
 
 /// The hidden argument; followed by the kind and its arguments.
 pub const HELPER_ARGUMENT: &str = "--lock-helper";
@@ -69,7 +69,10 @@ pub fn run(args: &[OsString]) -> Option<ExitCode> {
             Some("fcntl") => fcntl::hold(arguments),
             Some("fcntl-recheck") => fcntl::recheck(arguments),
             Some("etcd") => etcd::hold(arguments),
-            _ => Err(io::Error::other("kinds of lock helpers are fcntl and etcd")),
+            Some("rados") => rados::hold(arguments),
+            _ => Err(io::Error::other(
+                "kinds of lock helpers are fcntl, etcd and rados",
+            )),
         },
         _ => return None,
     };

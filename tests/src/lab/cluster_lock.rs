@@ -1,5 +1,5 @@
 //! What the cluster lock of a lab is kept in: a file that all nodes see, as in a cluster file
-//! system, or a real etcd beside the switch of the private network.
+//! system, or a real etcd or Ceph beside the switch of the private network.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::ceph::{self, Ceph};
 use super::cli::wait_until;
 use super::{Lab, workspace_binary};
 
@@ -22,9 +23,19 @@ pub enum Keeper {
     File,
     /// Debian's etcd, one server.
     Etcd,
+    /// Debian's Ceph, one monitor and one OSD.
+    Rados,
 }
 
-/// An etcd that runs; ends with it.
+/// What keeps the lock; ends when dropped.
+pub enum Server {
+    /// An etcd.
+    Etcd(Etcd),
+    /// A Ceph.
+    Ceph(Ceph),
+}
+
+/// An etcd that runs; ends when dropped.
 pub struct Etcd(Child);
 
 impl Drop for Etcd {
@@ -36,18 +47,28 @@ impl Drop for Etcd {
 }
 
 impl Lab {
-    /// Gives all nodes a cluster lock, before they are started. An etcd runs as long as what is
+    /// Gives all nodes a cluster lock, before they are started. A server runs as long as what is
     /// returned for it.
-    pub fn keep_lock(&self, keeper: Keeper) -> Result<Option<Etcd>> {
-        let (value, etcd) = match keeper {
+    pub fn keep_lock(&self, keeper: Keeper) -> Result<Option<Server>> {
+        let program = workspace_binary("CTDBD_BIN", "ctdbd")?;
+        let program = program.display();
+        let (value, server) = match keeper {
             Keeper::File => (self.shared_dir().join("lock").display().to_string(), None),
             Keeper::Etcd => {
-                let program = workspace_binary("CTDBD_BIN", "ctdbd")?;
                 let helper = format!(
-                    "!{} --lock-helper etcd --endpoints {CLIENTS} --ttl 2 --refresh 0.3",
-                    program.display()
+                    "!{program} --lock-helper etcd --endpoints {CLIENTS} --ttl 2 --refresh 0.3"
                 );
-                (helper, Some(self.start_etcd()?))
+                (helper, Some(Server::Etcd(self.start_etcd()?)))
+            }
+            Keeper::Rados => {
+                let ceph = self.start_ceph()?;
+                let helper = format!(
+                    "!/usr/bin/env CEPH_CONF={} {program} --lock-helper rados ceph {} {} cluster 3",
+                    ceph.conf().display(),
+                    ceph::USER,
+                    ceph::POOL,
+                );
+                (helper, Some(Server::Ceph(ceph)))
             }
         };
         for node in self.nodes() {
@@ -55,14 +76,25 @@ impl Lab {
             let line = format!("[cluster]\n\tcluster lock = {value}\n");
             node.write("ctdb.conf", &text.replacen("[cluster]\n", &line, 1))?;
         }
-        Ok(etcd)
+        Ok(server)
     }
 
-    fn start_etcd(&self) -> Result<Etcd> {
+    /// An address for a server, on the private network.
+    fn give_address(&self) -> Result<()> {
         self.switch().ip_batch(&[
             "link set lo up".to_owned(),
             format!("addr add {ADDRESS}/24 dev br-priv"),
-        ])?;
+        ])
+    }
+
+    /// Starts a Ceph beside the switch.
+    pub fn start_ceph(&self) -> Result<Ceph> {
+        self.give_address()?;
+        Ceph::start(self.switch(), &self.dir().join("ceph"), ADDRESS)
+    }
+
+    fn start_etcd(&self) -> Result<Etcd> {
+        self.give_address()?;
         let mut command = Command::new("etcd");
         command.args(["--name", "lab", "--data-dir"]);
         command.arg(self.dir().join("etcd"));

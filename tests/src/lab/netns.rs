@@ -387,7 +387,7 @@ fn feed(command: &mut Command, input: &str) -> Result<()> {
         .with_context(|| format!("input was:\n{input}"))
 }
 
-fn judge(what: &str, out: &Output) -> Result<String> {
+pub(super) fn judge(what: &str, out: &Output) -> Result<String> {
     let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
     if !out.status.success() {
         let stderr = String::from_utf8_lossy(&out.stderr);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ctdb_tests::lab::cluster_lock::{Etcd, Keeper};
+use ctdb_tests::lab::cluster_lock::{Keeper, Server};
 use ctdb_tests::lab::scenario::{Aftermath, Fail, Plan, Role, Scene};
 use ctdb_tests::lab::{Flavor, Lab, Service, Stamp};
 
@@ -75,8 +75,9 @@ fn cluster(flavor: Flavor, ipv6: bool) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Ours with the timing profile and the authority that were asked for; with its etcd, if it has one.
-fn cluster_as(runs: Runs) -> Result<(Lab, Option<Etcd>)> {
+/// Ours with the timing profile and the authority that were asked for; with the server of its lock,
+/// if it has one.
+fn cluster_as(runs: Runs) -> Result<(Lab, Option<Server>)> {
     let mut builder = Lab::builder();
     if runs.profile == Profile::Fast {
         builder = builder
@@ -96,12 +97,12 @@ fn cluster_as(runs: Runs) -> Result<(Lab, Option<Etcd>)> {
                 .conf("cluster", "lock validity", "2s");
     }
     let lab = builder.build()?;
-    let etcd = match keeper {
+    let server = match keeper {
         Some(keeper) => lab.keep_lock(keeper)?,
         None => None,
     };
     lab.bring_up(&[Service::Plain], patience(Flavor::Ours))?;
-    Ok((lab, etcd))
+    Ok((lab, server))
 }
 
 /// The goal of a case under the profile and the authority: those of a lock are measured and stated
@@ -248,7 +249,7 @@ pub fn sudden(case: Case, runs: Runs) -> Result<Vec<Row>> {
     };
     let mut outages = Vec::new();
     for _ in 0..runs.ours {
-        let (lab, _etcd) = cluster_as(runs)?;
+        let (lab, _server) = cluster_as(runs)?;
         let (after, missed) = strike(&lab, case, Duration::from_secs(30))?;
         if let Some(error) = missed {
             return Err(error);
