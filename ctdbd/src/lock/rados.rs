@@ -398,7 +398,9 @@ mod tests {
         assert_eq!((answer.question, answer.word), (3, Word::Failed));
         assert_eq!(answer.error().to_string(), "[errno 1] no");
         assert_eq!(Answer::parse("3 ok\n").unwrap().word, Word::Ok);
-        for bad in ["", "\n", "3 ok", "ok\n", "x ok\n", "3 OK\n", "-1 ok\n", "3  ok\n"] {
+        for bad in [
+            "", "\n", "3 ok", "ok\n", "x ok\n", "3 OK\n", "-1 ok\n", "3  ok\n",
+        ] {
             assert_eq!(Answer::parse(bad), None, "{bad:?}");
         }
     }
