@@ -15,8 +15,8 @@
 //! Each renewal demands that the lock is still this client's and cookie's (`MUST_RENEW`), so it is
 //! also the recheck: one that was broken, expired, or was taken meanwhile is another tenure. What
 //! proves the lock is the time *before* the question; no clock of Ceph's hosts comes in. They decide
-//! when a lock that is not renewed expires, DURATION or up to 4.3 s later (python3-rados 16.2.15
-//! leaves the fraction of the duration to chance). If one expires early, by a clock that jumped, the
+//! when a lock that is not renewed expires: after DURATION, or some seconds later (python3-rados
+//! 16.2.15 leaves the fraction of the duration to chance; 1.0 to 1.5 s more were seen). If one expires early, by a clock that jumped, the
 //! next holder still waits `lock settle` after its taking.
 
 use std::ffi::OsStr;
