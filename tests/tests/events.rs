@@ -98,7 +98,9 @@ fn a_node_is_as_healthy_as_its_scripts_say() {
                 .iter()
                 .any(|event| event.starts_with("50.test takeip pub0 fd00:"))
             && seen.iter().any(|event| event == "50.test ipreallocated")
-            && seen.iter().any(|event| event == "notify healthy")
+            && ["init", "setup", "startup", "healthy"]
+                .iter()
+                .all(|word| seen.contains(&format!("notify {word}")))
     })
     .unwrap();
 
@@ -194,7 +196,17 @@ fn recoveries(node: &Node) -> Vec<String> {
     events(node).into_iter().filter(of).collect()
 }
 
-/// At every recovery, in pairs; one that hangs holds up no address.
+/// How many takeover runs a node's log has, begun and ended.
+fn runs(node: &Node) -> [usize; 2] {
+    let seen = events(node);
+    ["startipreallocate", "ipreallocated"].map(|name| {
+        let name = format!("50.test {name}");
+        seen.iter().filter(|event| **event == name).count()
+    })
+}
+
+/// At every recovery, in pairs; one that hangs holds up no address. So it is with takeover runs that
+/// move nothing.
 #[test]
 fn scripts_hear_of_every_recovery() {
     if let Some(reason) = ctdb_tests::lab::lacks() {
@@ -227,6 +239,33 @@ fn scripts_hear_of_every_recovery() {
         let what = format!("node {pnn} to hear of {what}");
         lab.wait(&what, LONG, || whole(pnn, than)).unwrap();
     };
+    let ran = |what: &str, than: &[[usize; 2]]| {
+        for pnn in 0..3 {
+            let both = || {
+                runs(lab.node(pnn))
+                    .iter()
+                    .zip(than[pnn as usize])
+                    .all(|(now, then)| *now > then)
+            };
+            let what = format!("node {pnn} to hear of the takeover run at {what}");
+            lab.wait(&what, LONG, both).unwrap();
+        }
+    };
+    let all_runs = || (0..3).map(|pnn| runs(lab.node(pnn))).collect::<Vec<_>>();
+    let told = |words: &[&str]| {
+        let before = all_runs();
+        lab.ctdb(0, words).unwrap().success().unwrap();
+        ran(&words.join(" "), &before);
+    };
+    // Where the leader's scripts have heard of the recovery, which is before the run.
+    let behind = || {
+        let leader = lab.node(0).leader_seen().ok().flatten();
+        leader.is_some_and(|leader| {
+            let seen = events(lab.node(leader));
+            let last = |name: &str| seen.iter().rposition(|event| event.ends_with(name));
+            last(" recovered") < last(" startipreallocate")
+        })
+    };
     for (what, words, who) in [
         ("recover", &["recover"][..], [0, 1, 2].as_slice()),
         ("stop", &["-n", "2", "stop"], &[0, 1]),
@@ -237,6 +276,9 @@ fn scripts_hear_of_every_recovery() {
         for pnn in who {
             wait(what, *pnn, &before);
         }
+        lab.wait("a takeover run behind it", LONG, behind).unwrap();
+        // Of runs a stopped node hears, too.
+        told(&["ipreallocate"]);
     }
     let before = counts();
     lab.node(2)

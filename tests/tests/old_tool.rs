@@ -18,7 +18,7 @@ use ctdb_tests::dbclient::{Kind, Session};
 use ctdb_tests::lab::{Flavor, Lab, Node, Service, netns, overlay, reference};
 use ctdb_wire::client::control::Request;
 
-use lines::{impatient_lines, lines};
+use lines::{impatient_lines, lines, lines_elsewhere};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -161,6 +161,15 @@ impl Matrix {
         let address = lab.public_addresses()[0].to_string();
         let dir = lab.dir().to_str().unwrap();
         self.list(lab, state, &lines(&address, dir, state));
+    }
+
+    /// What is asked of another node, and done to it.
+    fn elsewhere(&mut self, lab: &Lab) {
+        let address = lab.public_addresses()[0].to_string();
+        let dir = lab.dir().to_str().unwrap();
+        self.list(lab, "another node", &lines_elsewhere(&address, dir));
+        lab.wait_all_healthy(LONG).unwrap();
+        lab.wait_all_served(LONG).unwrap();
     }
 
     fn impatient(&mut self, lab: &Lab, state: &str) {
@@ -391,6 +400,7 @@ fn through_all_states(lab: &Lab, mut matrix: Matrix) {
     };
     matrix.state(lab, "healthy");
     onnode_goes_to_the_same_nodes(lab);
+    matrix.elsewhere(lab);
     for (state, away, back) in [
         ("disabled", &["disable"][..], "enable"),
         ("stopped", &["stop"][..], "continue"),
@@ -469,12 +479,17 @@ fn with_one_tool(flavor: Flavor, root: &Path) -> Vec<(&'static str, Vec<String>,
     let dir = lab.dir().to_str().unwrap().to_owned();
     let mut said = Vec::new();
     let mut ask = |state| {
-        let lines = lines(&address, &dir, state);
+        let lines = match state {
+            "another node" => lines_elsewhere(&address, &dir),
+            _ => lines(&address, &dir, state),
+        };
         let texts = outputs(lab.node(0), false, &lines, &lab.dir().join("said"));
         let texts = texts.iter().map(|text| text.replace(&dir, "D"));
         said.push((state, named(&lab, &lines), texts.collect()));
     };
     ask("healthy");
+    ask("another node");
+    lab.wait_all_healthy(LONG).unwrap();
     for (state, away, back) in OF_BOTH {
         lab.ctdb(0, away).unwrap().success().unwrap();
         ask(state);

@@ -67,7 +67,7 @@ pub enum Input {
     Released(Vec<IpAddr>),
     /// Time passes; at least every 100 ms.
     Tick,
-    /// Leader only: compute allocation anew, with forced targets.
+    /// Leader only: compute allocation anew, with forced targets, and tell of the run.
     Reallocate(NodeSet),
     /// Leader only: the operator's move.
     Move(IpAddr, Pnn),
@@ -84,6 +84,8 @@ pub enum Input {
     },
     /// Whether databases are attached, so that their members matter.
     Databases(bool),
+    /// Leader only: a takeover run is due, whether or not anything moves (`spec/cluster.md` 3.2).
+    Run,
 }
 
 /// What the main loop wants done, in order.
@@ -257,6 +259,12 @@ impl Coordinator {
             Input::Reallocate(nodes) => {
                 if let Some(leader) = &mut self.leader {
                     leader.reallocate(nodes);
+                    leader.run();
+                }
+            }
+            Input::Run => {
+                if let Some(leader) = &mut self.leader {
+                    leader.run();
                 }
             }
             Input::Move(address, to) => {
@@ -513,6 +521,9 @@ impl Coordinator {
             let willing = info.run_state == RunState::Running
                 && !info.flags.intersects(NodeFlags::NO_ADDRESSES)
                 && !info.capabilities.voter_only;
+            if willing {
+                situation.fit.insert(pnn);
+            }
             for address in &info.addresses {
                 let able = situation.able.entry(address.net.addr()).or_default();
                 if willing && address.available {

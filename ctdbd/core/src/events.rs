@@ -200,6 +200,8 @@ pub enum Input {
         version: u64,
         /// Every address has a host.
         whole: bool,
+        /// Some address has a host.
+        hosted: bool,
     },
     /// The configuration's times changed.
     Limits(Limits),
@@ -207,6 +209,9 @@ pub enum Input {
     Shutdown,
     /// Time passes; at least every 100 ms.
     Tick,
+    /// This node has taken or let go addresses, and asks for their events next: the run has begun,
+    /// whatever the leader has said.
+    Moves,
 }
 
 /// What the shell does.
@@ -236,7 +241,7 @@ pub enum Effect {
     Reach(RunState),
     /// Services are fit, or why not.
     Health(Result<(), String>),
-    /// `notify.sh` is told.
+    /// `notify.sh` is told: `init`, `setup`, `startup`, `healthy`, `unhealthy` (`spec/cluster.md` 2.13).
     Notify(Cow<'static, str>),
     /// An event of the node's own ended badly: for log and history.
     Bad {
@@ -252,6 +257,8 @@ pub enum Effect {
     /// Addresses have been distributed, and the scripts know: `ipreallocated` of a takeover run has
     /// ended here, well or not.
     Reallocated,
+    /// Scripts have heard of a recovery's end: behind it comes a takeover run, if this node leads.
+    Recovered,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -283,6 +290,8 @@ pub struct Events {
     queue: Queue,
     monitor: Monitor,
     placement: Option<(Term, u64)>,
+    /// Some address had a host in it.
+    hosted: bool,
     takeover: Option<Run>,
     recoveries: Recoveries,
     recovering: bool,
@@ -298,6 +307,7 @@ impl Events {
             queue: Queue::default(),
             monitor: Monitor::default(),
             placement: None,
+            hosted: false,
             takeover: None,
             recoveries: Recoveries::default(),
             recovering: false,
@@ -312,6 +322,7 @@ impl Events {
             Input::Ready => {
                 if self.phase == Phase::Waiting {
                     self.phase = Phase::Setup;
+                    out.push(Effect::Notify("init".into()));
                     out.push(Effect::Reach(RunState::Setup));
                     self.own(now, Event::plain("setup"), &mut out);
                 }
@@ -343,10 +354,16 @@ impl Events {
                 term,
                 version,
                 whole,
-            } => self.placed(now, (term, version), whole, &mut out),
+                hosted,
+            } => self.placed(now, (term, version), whole, hosted, &mut out),
             Input::Limits(limits) => self.limits = limits,
             Input::Shutdown => self.shutdown(now, &mut out),
             Input::Tick => {}
+            Input::Moves => {
+                if self.phase == Phase::Running && self.takeover.is_none() {
+                    self.run(now, false, true, &mut out);
+                }
+            }
         }
         self.due(now, &mut out);
         self.queue.start(now, self.recovering, &mut out);
@@ -452,11 +469,14 @@ impl Events {
             return;
         }
         if order.asker == Asker::Own {
-            self.recoveries.ended(now, run);
+            if self.recoveries.ended(now, run) {
+                out.push(Effect::Recovered);
+            }
             match (order.event.name.as_str(), self.phase) {
                 ("setup", Phase::Setup) => {
                     if ending == Ending::Done {
                         self.phase = Phase::FirstRecovery;
+                        out.push(Effect::Notify("setup".into()));
                         out.push(Effect::Reach(RunState::FirstRecovery));
                     } else {
                         let text = format!("the setup event failed: {}", ending.text());
@@ -467,6 +487,7 @@ impl Events {
                     if ending == Ending::Done {
                         self.phase = Phase::Running;
                         out.push(Effect::Reach(RunState::Running));
+                        out.push(Effect::Notify("startup".into()));
                         self.monitor.first(now);
                     } else {
                         self.phase = Phase::StartupAt(now + STARTUP_AGAIN);
@@ -488,16 +509,30 @@ impl Events {
         }
     }
 
-    fn placed(&mut self, now: BootTime, which: (Term, u64), whole: bool, out: &mut Vec<Effect>) {
+    fn placed(
+        &mut self,
+        now: BootTime,
+        which: (Term, u64),
+        whole: bool,
+        hosted: bool,
+        out: &mut Vec<Effect>,
+    ) {
         if self.placement.is_some_and(|known| known >= which) {
             return;
         }
         self.placement = Some(which);
+        let addresses = std::mem::replace(&mut self.hosted, hosted) || hosted;
         if self.phase != Phase::Running {
             return;
         }
-        if self.takeover.is_none() {
-            self.own(now, Event::plain("startipreallocate"), out);
+        self.run(now, whole, addresses, out);
+    }
+
+    /// A takeover run begins or goes on; `moves`: some address is or was hosted. Where none is, scripts
+    /// hear of the end alone, as with CTDB.
+    fn run(&mut self, now: BootTime, whole: bool, moves: bool, out: &mut Vec<Effect>) {
+        if self.takeover.is_none() && !self.queue.reopen(moves) && moves {
+            self.own(now, Event::plain(queue::BEGIN), out);
         }
         self.takeover = Some(Run {
             moved_at: now,
@@ -541,7 +576,7 @@ impl Events {
             && (run.whole || now.since(run.moved_at) >= PLACEMENT_STILL)
         {
             self.takeover = None;
-            self.own(now, Event::plain("ipreallocated"), out);
+            self.own(now, Event::plain(queue::END), out);
         }
         self.recovery_due(now, out);
         let fit = self.phase == Phase::Running && self.active && !self.recovering;

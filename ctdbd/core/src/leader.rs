@@ -121,6 +121,8 @@ pub struct Situation {
     pub able: BTreeMap<IpAddr, NodeSet>,
     /// Nodes whose link is up.
     pub linked: NodeSet,
+    /// Nodes that are fit to host addresses, whatever these are.
+    pub fit: NodeSet,
     /// Members of the databases that cannot be served now, so that these wait.
     pub awaited: NodeSet,
     /// Number of entries of the nodes list, deleted ones included.
@@ -153,6 +155,10 @@ pub struct Leader {
     credits: Credits,
     shown: BTreeMap<IpAddr, Option<Pnn>>,
     shown_version: u64,
+    /// A takeover run is to be told of even if nothing moves (`spec/cluster.md` 3.2).
+    run_due: bool,
+    /// What the nodes offered at the step before: [`Situation::fit`], [`Situation::able`].
+    offered: Option<(NodeSet, BTreeMap<IpAddr, NodeSet>)>,
     last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
     /// Of the step before.
     now: BootTime,
@@ -181,6 +187,8 @@ impl Leader {
             credits: Credits::default(),
             shown: BTreeMap::new(),
             shown_version: 0,
+            run_due: false,
+            offered: None,
             last_inputs: None,
             now: BootTime::ZERO,
             voters: hosts,
@@ -443,6 +451,11 @@ impl Leader {
         self.dirty = true;
     }
 
+    /// The next placement is told of even if it is that of before, once all orders are carried out.
+    pub fn run(&mut self) {
+        self.run_due = true;
+    }
+
     /// The operator's wish; not sticky (`spec/cluster.md` 3.7). Without effect if `to` cannot
     /// host it at the next step.
     pub fn move_address(&mut self, address: IpAddr, to: Pnn) {
@@ -521,9 +534,19 @@ impl Leader {
         available
     }
 
+    /// A run is due when a node has become fit or unfit, or its interfaces or addresses have changed.
+    fn follow_offers(&mut self, situation: &Situation) {
+        let known = |(fit, able): &(NodeSet, _)| *fit == situation.fit && *able == situation.able;
+        if !self.offered.as_ref().is_some_and(known) {
+            let now = (situation.fit, situation.able.clone());
+            self.run_due |= self.offered.replace(now).is_some();
+        }
+    }
+
     /// One step: what to send now. Call only while this node acts (R7).
     pub fn drive(&mut self, now: BootTime, situation: &Situation) -> Vec<(Pnn, Assign)> {
         self.now = now;
+        self.follow_offers(situation);
         let before = self.failed.len();
         self.failed
             .retain(|_, failure| now.since(failure.at) < RETRY_FAILED);
@@ -646,7 +669,7 @@ impl Leader {
             })
     }
 
-    /// The placement to show, if it has changed.
+    /// The placement to show, if it has changed or a run that moved nothing is to be told of.
     pub fn placement(&mut self, situation: &Situation) -> Option<Placement> {
         let owners: BTreeMap<IpAddr, Option<Pnn>> = situation
             .able
@@ -663,9 +686,11 @@ impl Leader {
                 (*address, owner)
             })
             .collect();
-        if self.shown == owners && self.shown_version > 0 {
+        let run = self.run_due && (situation.disabled || self.settled());
+        if self.shown == owners && self.shown_version > 0 && !run {
             return None;
         }
+        self.run_due = false;
         self.shown = owners;
         self.shown_version += 1;
         Some(self.last_placement())

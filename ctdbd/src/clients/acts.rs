@@ -311,11 +311,10 @@ impl Hub {
         };
         self.tunables.set(tunable, set.value);
         let kind = AskKind::SetTunable(tunable, set.value);
+        if let Some(advice) = tunable.advice() {
+            tracing::warn!("a client sets a tunable: {advice}");
+        }
         if tunable.is_obsolete() {
-            tracing::warn!(
-                "a client sets a tunable: {}",
-                tunable.advice().unwrap_or_default()
-            );
             let nobody = Origin::Peer(self.me, 0);
             self.effect(Effect::Ask(kind, Then::Control(nobody)));
             return Verdict::Status(OBSOLETE);

@@ -117,6 +117,48 @@ mod tests {
         legacy/realtime scheduling, legacy/lmaster capability, legacy/start as stopped, \
         legacy/start as disabled, legacy/script log level";
 
+    /// All of the program that is no test.
+    fn program(dir: &std::path::Path, text: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.ends_with("tests") || path.ends_with("tests.rs") {
+                continue;
+            }
+            if path.is_dir() {
+                program(&path, text);
+            } else {
+                let file = std::fs::read_to_string(&path).unwrap();
+                text.push_str(file.split("#[cfg(test)]").next().unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn a_tunable_that_is_honoured_is_read() {
+        let mut text = String::new();
+        program(
+            std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")),
+            &mut text,
+        );
+        let reads = |tunable: Tunable| {
+            text.split(&format!("Tunable::{}", tunable.name()))
+                .skip(1)
+                .any(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
+        };
+        let honoured = Tunable::ALL
+            .into_iter()
+            .filter(|one| one.fate() == Fate::Honoured);
+        let unread: Vec<_> = honoured
+            .filter(|one| !reads(*one))
+            .map(Tunable::name)
+            .collect();
+        assert!(unread.is_empty(), "{unread:?}");
+        assert!(
+            !reads(Tunable::VacuumLimit),
+            "nobody reads what is obsolete"
+        );
+    }
+
     #[test]
     fn every_tunable_of_the_specification_is_in_the_table() {
         let table = table();

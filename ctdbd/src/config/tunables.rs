@@ -60,11 +60,15 @@ tunables! {
     TraverseTimeout = 20, Honoured, "Seconds that a traverse may take.";
     KeepaliveInterval = 5, Mapped(PROFILE), "Seconds between keepalives.";
     KeepaliveLimit = 5, Mapped(PROFILE), "Keepalives that may be missed.";
-    RecoverTimeout = 30, Honoured, "Seconds that a step of recovery may take.";
+    RecoverTimeout = 30,
+        Accepted("a step of a recovery is repeated each second and begun anew after 30 s"),
+        "Seconds that a step of recovery may take.";
     RecoverInterval = 1, Accepted("recovery begins when its cause does, not at a period"),
         "Seconds between checks of the recovery daemon.";
     ElectionTimeout = 3, Mapped(PROFILE), "Seconds of quiet that end an election.";
-    TakeoverTimeout = 9, Honoured, "Seconds; the stages of a takeover share three times this.";
+    TakeoverTimeout = 9,
+        Mapped("a node that carries out no orders for 2 s is passed over; scripts have EventScriptTimeout"),
+        "Seconds; the stages of a takeover share three times this.";
     MonitorInterval = 15, Honoured, "Longest distance of monitor events in seconds.";
     TickleUpdateInterval = 20, Mapped("connections are always replicated within 100 ms"),
         "Seconds between updates of connection lists.";
@@ -76,7 +80,8 @@ tunables! {
     RecoveryBanPeriod = 300, Honoured, "Seconds of an automatic ban.";
     DatabaseHashSize = 100_001, Honoured, "Hash chains of a new database.";
     DatabaseMaxDead = 5, Honoured, "Dead records kept per hash chain.";
-    RerecoveryTimeout = 10, Honoured, "Seconds without a new recovery after one succeeded.";
+    RerecoveryTimeout = 10, Accepted("recovery begins when its cause does"),
+        "Seconds without a new recovery after one succeeded.";
     EnableBans = 1, Honoured, "0: no node is ever banned.";
     DeterministicIPs = 0, Obsolete("use IPAllocAlgorithm=0"), "Deterministic allocation.";
     ReclockPingPeriod = 60, Obsolete("remove it"), "Seconds between checks of the lock.";
@@ -87,14 +92,17 @@ tunables! {
     RecdPingTimeout = 60, Mapped(NO_RECOVERY_DAEMON), "Seconds without a sign of life of the recovery daemon.";
     RecdFailCount = 10, Mapped(NO_RECOVERY_DAEMON), "How often that may happen.";
     LogLatencyMs = 0, Honoured, "Slower database operations are logged; ms, 0 is off.";
-    RecLockLatencyMs = 1000, Honoured, "Slower taking of the cluster lock is logged; ms, 0 is off.";
+    RecLockLatencyMs = 1000, Accepted("the time is logged each time that the cluster lock is taken"),
+        "Slower taking of the cluster lock is logged; ms, 0 is off.";
     RecoveryDropAllIPs = 120,
         Mapped("a node without the right to serve is silent at once (`[lease] profile`)"),
         "Seconds in recovery after which all addresses are released.";
     VerifyRecoveryLock = 1, Obsolete("remove it"), "The lock is checked at recovery.";
     VacuumInterval = 10, Honoured, "Seconds between vacuum runs.";
     VacuumMaxRunTime = 120, Honoured, "Seconds that a vacuum run may take.";
-    RepackLimit = 10_000, Honoured, "Free-list length that triggers a repack.";
+    RepackLimit = 10_000,
+        Accepted("a file is repacked by the commit that grows it and finds scattered free space"),
+        "Free-list length that triggers a repack.";
     VacuumLimit = 5000, Obsolete("remove it"), "Deleted records that trigger vacuuming.";
     MaxQueueDropMsg = 1_000_000, Honoured, "Queue length at which a client is disconnected.";
     AllowUnhealthyDBRead = 0, Honoured, "1: traverses may read unhealthy databases.";
@@ -121,7 +129,8 @@ tunables! {
     TDBMutexEnabled = 1, Obsolete("use `[database] tdb mutexes` in ctdb.conf"), "Robust mutexes.";
     LockProcessesPerDB = 200, Accepted("records are locked without helper processes"),
         "Lock helper processes per database.";
-    RecBufferSizeLimit = 1_000_000, Honoured, "Bytes of records sent at once in recovery.";
+    RecBufferSizeLimit = 1_000_000, Accepted("records travel in frames of a bounded size of their own"),
+        "Bytes of records sent at once in recovery.";
     QueueBufferSize = 1024, Accepted("reads from clients take what there is"),
         "Bytes read from a client at once.";
     IPAllocAlgorithm = 2, Honoured, "0 deterministic, 1 non-deterministic, 2 LCP2.";

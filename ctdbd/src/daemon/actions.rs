@@ -487,6 +487,10 @@ impl Node {
                 .unwrap_or_default();
             let text = format!("node {me} {word}{length}{why}");
             tracing::warn!("{text}");
+            if verb == NodeVerb::Ban {
+                // CTDB's words, which monitoring looks for.
+                tracing::warn!("Banning node {me}{length}");
+            }
             let kind = if verb == NodeVerb::Ban { "ban" } else { "node" };
             self.parts.history.add(kind, Some(me.get()), text, &[], &[]);
         }

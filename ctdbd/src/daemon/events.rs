@@ -292,17 +292,26 @@ impl Node {
                     self.dirty = true;
                     self.reallocated = true;
                 }
+                Effect::Recovered => self.input(coordinator::Input::Run),
             }
         }
     }
 
     fn health(&mut self, health: Result<(), String>) {
-        let text = match &health {
-            Ok(()) => "Node became HEALTHY.".to_owned(),
-            Err(why) => format!("Node became UNHEALTHY. {why}"),
+        // CTDB's words, which monitoring looks for.
+        let (text, before) = match &health {
+            Ok(()) => (
+                "Node became HEALTHY.".to_owned(),
+                "monitor event OK - node re-enabled",
+            ),
+            Err(why) => (
+                format!("Node became UNHEALTHY. {why}"),
+                "monitor event failed - disabling node",
+            ),
         };
         if self.parts.local.set_health(health) {
-            // CTDB logs both as errors; monitoring looks for the words.
+            tracing::warn!("{before}");
+            // CTDB logs both as errors.
             tracing::error!("{text}");
             let me = Some(self.parts.me.get());
             self.parts.history.add("health", me, text, &[], &[]);
@@ -351,6 +360,7 @@ impl Node {
                 term: placement.term,
                 version: placement.version,
                 whole: placement.owners.iter().all(|(_, owner)| owner.is_some()),
+                hosted: placement.owners.iter().any(|(_, owner)| owner.is_some()),
             };
             self.event(input);
         }
@@ -533,6 +543,9 @@ impl Node {
     /// Built in: this node has taken these; the scripts are told.
     pub(super) fn told_taken(&mut self, taken: &[(IpNet, String)]) {
         self.note_hosted();
+        if !taken.is_empty() {
+            self.event(Input::Moves);
+        }
         for (net, interface) in taken {
             let event = Event::address("takeip", interface, net.addr(), net.prefix_len());
             let answer = Answer::LetIn(net.addr(), event.clone());
@@ -543,6 +556,9 @@ impl Node {
     /// Built in: these have fallen silent.
     pub(super) fn told_released(&mut self, released: &[(IpNet, String)]) {
         self.note_hosted();
+        if !released.is_empty() {
+            self.event(Input::Moves);
+        }
         for (net, interface) in released {
             let event = Event::address("releaseip", interface, net.addr(), net.prefix_len());
             self.address_event(event, None);

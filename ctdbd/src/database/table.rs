@@ -471,6 +471,8 @@ fn machine_tunables(tunables: &Tunables) -> cluster::Tunables {
         sticky_pindown: Duration::from_millis(tunables.get(Tunable::StickyPindown).into()),
         vacuum_interval: tunables.seconds(Tunable::VacuumInterval),
         vacuum_fast_path: tunables.get(Tunable::VacuumFastPathCount),
+        vacuum_max_run: tunables.seconds(Tunable::VacuumMaxRunTime),
+        log_latency: Duration::from_millis(tunables.get(Tunable::LogLatencyMs).into()),
         seqnum_interval: Duration::from_millis(tunables.get(Tunable::SeqnumInterval).into()),
         traverse_timeout: tunables.seconds(Tunable::TraverseTimeout),
         ..cluster::Tunables::default()

@@ -667,6 +667,7 @@ impl Worker {
             }
             Note::Hot { .. } => {}
             Note::Hops(hops) => tracing::info!(%db, hops, "a call went round for long"),
+            Note::Slow(took) => tracing::warn!(%db, ?took, "a call took long (LogLatencyMs)"),
             Note::Vacuumed { removed, took } => {
                 tracing::debug!(%db, removed, ?took, "vacuumed");
             }

@@ -346,7 +346,12 @@ impl Database {
         let Some(pending) = self.pending.remove(&reqid) else {
             return;
         };
-        self.statistics.call_latency(cx.now.since(pending.since));
+        let took = cx.now.since(pending.since);
+        self.statistics.call_latency(took);
+        let limit = self.config.tunables.log_latency;
+        if !limit.is_zero() && took > limit {
+            cx.out.push(Effect::Note(Note::Slow(took)));
+        }
         match pending.caller {
             Caller::Client(Some(call)) => call.answer(&record.header(), &record.data, cx.out),
             Caller::Client(None) => {}

@@ -220,7 +220,9 @@ impl Database {
 
     /// When [`Input::Tick`] is due for anything else.
     pub fn next_slow_wake(&self) -> Option<BootTime> {
-        let mut wake = self.vacuum.next_wake(self.serving());
+        let mut wake = self
+            .vacuum
+            .next_wake(self.serving(), self.config.tunables.vacuum_max_run);
         wake = earlier(wake, self.traverses.next_wake());
         wake = earlier(wake, self.recovery.as_ref().and_then(Recovery::next_wake));
         if let AllRecords::Asked {

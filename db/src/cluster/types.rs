@@ -375,6 +375,8 @@ pub enum Note {
     },
     /// A call went round for long.
     Hops(u16),
+    /// A call took longer than [`Tunables::log_latency`].
+    Slow(Duration),
     /// A vacuum run ended.
     Vacuumed {
         /// Records removed.
@@ -403,6 +405,10 @@ pub struct Tunables {
     pub vacuum_interval: Duration,
     /// Runs until the next one looks at all records.
     pub vacuum_fast_path: u32,
+    /// A run that lasts longer is given up.
+    pub vacuum_max_run: Duration,
+    /// Calls that take longer are noted; zero for none.
+    pub log_latency: Duration,
     /// How often a change of the file's sequence number is told.
     pub seqnum_interval: Duration,
     /// Time-out of a traverse.
@@ -422,6 +428,8 @@ impl Default for Tunables {
             push_arrives: Duration::from_secs(10),
             vacuum_interval: Duration::from_secs(10),
             vacuum_fast_path: 60,
+            vacuum_max_run: Duration::from_secs(120),
+            log_latency: Duration::ZERO,
             seqnum_interval: Duration::from_secs(1),
             traverse_timeout: Duration::from_secs(20),
             freeze_warn: Duration::from_secs(1),

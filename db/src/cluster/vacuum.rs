@@ -26,9 +26,6 @@ const MAX_QUEUE: usize = 500_000;
 /// at in one step.
 const MAX_ASKED: usize = 512;
 
-/// A run that lasts longer is given up (`VacuumMaxRunTime`).
-const MAX_RUN: Duration = Duration::from_secs(120);
-
 /// The vacuum of one database.
 #[derive(Debug)]
 pub(super) struct Vacuum {
@@ -124,13 +121,13 @@ impl Vacuum {
         self.fetch.clear();
     }
 
-    pub(super) fn next_wake(&self, serving: bool) -> Option<BootTime> {
+    pub(super) fn next_wake(&self, serving: bool, max_run: Duration) -> Option<BootTime> {
         if !serving {
             return None;
         }
         match &self.run {
             Some(run) if run.waiting.is_empty() && run.fetching.is_empty() => Some(BootTime::ZERO),
-            Some(run) => Some(run.started + MAX_RUN),
+            Some(run) => Some(run.started + max_run),
             None => self.due,
         }
     }
@@ -159,7 +156,7 @@ impl Database {
             }
             return Ok(());
         };
-        if cx.now.since(run.started) > MAX_RUN {
+        if cx.now.since(run.started) > self.config.tunables.vacuum_max_run {
             self.vacuum_end(cx);
             return Ok(());
         }

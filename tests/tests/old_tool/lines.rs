@@ -157,6 +157,148 @@ const ONCE: &[&str] = &[
     "reloadips all extra",
 ];
 
+/// Of another node, and options in odd forms, once while all is well. What is changed is changed
+/// back, and nothing is shown of what changes move.
+const ELSEWHERE: &[&str] = &[
+    "-n all status",
+    "-n 0,1 status",
+    "-n -1 status",
+    "-n 4294967295 status",
+    "-n 64 status",
+    "-n 0x1 getvar MonitorInterval",
+    "-n1 getvar MonitorInterval",
+    "--node=1 getvar MonitorInterval",
+    "--node 1 getvar MonitorInterval",
+    "-n 1 -n 0 pnn",
+    "getvar MonitorInterval -n 1",
+    "-n 1",
+    "-n 1 nosuchcommand",
+    "--node",
+    "-t 0 runstate",
+    "-t -1 runstate",
+    "-t x runstate",
+    "-T 0 runstate",
+    "-T -1 runstate",
+    "-T x runstate",
+    "-T",
+    "--timelimit=5 --maxruntime=30 runstate",
+    "-x :: -X nodestatus all",
+    "-x : nodestatus all",
+    "-x",
+    "-X -Y nodestatus all",
+    "-Yx, nodestatus all",
+    "--separator=, -Y nodestatus all",
+    "nodestatus all -X",
+    "-d DEBUG pnn",
+    "-d foo pnn",
+    "-d 3 pnn",
+    "--debug=ERROR pnn",
+    "-- pnn",
+    "-",
+    "-n 1 version",
+    "-n 1 setvar MonitorInterval 14",
+    "-n 1 getvar MonitorInterval",
+    "-n 1 setvar MonitorInterval 15",
+    "-n 1 setvar MonitorInterval xyz",
+    "-n 1 setvar NoSuchThing 1",
+    "-n 1 setvar VacuumLimit 1",
+    "-n 1 statisticsreset",
+    "-n 1 stats 1",
+    "-n 1 getpid",
+    "-n 1 setdebug INFO",
+    "-n 1 getdebug",
+    "-n 1 setdebug NOTICE",
+    "-n 1 setdebug foo",
+    "-n 1 setifacelink nosuch up",
+    "-n 1 setifacelink pub0 up",
+    "-n 1 dumpmemory",
+    "-n 1 rddumpmemory",
+    "-n 1 addtickle 10.99.2.9:1023 A:445",
+    "-n 1 addtickle foo A:445",
+    "-n 1 deltickle 10.99.2.9:1023 A:445",
+    "-n 1 gratarp A pub0",
+    "-n 1 gratarp foo pub0",
+    "-n 1 gratarp 192.0.2.9 pub0",
+    "-n 1 addip 10.99.2.250/24 pub0",
+    "-n 1 addip 10.99.2.250/24 pub0",
+    "-n 1 addip 10.99.2.250 pub0",
+    "-n 1 addip foo pub0",
+    "-n 1 delip 10.99.2.250",
+    "-n 1 delip 10.99.2.250",
+    "-n 1 delip foo",
+    "-n 1 getdbstatus demo.tdb",
+    "-n 1 getdbstatus nosuch.tdb",
+    "-n 1 dbstatistics quiet.tdb",
+    "-n 1 setdbreadonly pdemo.tdb",
+    "-n 1 setdbsticky pdemo.tdb",
+    "-n 1 setdbreadonly quiet.tdb",
+    "-n 1 setdbsticky quiet.tdb",
+    "-n 1 setdbsticky nosuch.tdb",
+    "-n 1 process-exists 1 0x1234567890",
+    "-n 1 process-exists abc",
+    "-n 1 runstate running",
+    "-n 1 runstate setup",
+    "-n 1 tfetch D/file.tdb a",
+    "-n 1 tstore D/file.tdb a NEW",
+    "-n 1 lvs leader",
+    "-n 1 natgw leader",
+    "-n 1 attach demo.tdb",
+    "-n 1 detach demo.tdb",
+    "-n 1 reloadnodes",
+    "-n 1 reloadips",
+    "-n 1 moveip A 1",
+    "-n 1 backupdb demo.tdb D/x",
+    "-n 1 restoredb D/old",
+    "-n 1 wipedb demo.tdb",
+    "-n 1 cattdb demo.tdb",
+    "-n 1 getdbseqnum pdemo.tdb",
+    "-n 1 pfetch pdemo.tdb k",
+    "-n 1 pstore pdemo.tdb k v",
+    "-n 1 pdelete pdemo.tdb k",
+    "-n 1 ptrans pdemo.tdb D/lines",
+    "-n 1 readkey demo.tdb k",
+    "-n 1 writekey demo.tdb k v",
+    "-n 1 deletekey demo.tdb k",
+    "-n 1 pushrecord demo.tdb k v",
+    "-n 1 tickle 192.0.2.1:1 192.0.2.2:2",
+    "-n 1 scriptstatus",
+    "-n 1 event status legacy monitor",
+    "-n 1 dumpdbbackup D/old",
+    "-n 1 checktcpport 7000",
+    "-n 1 recover",
+    "-n 1 ipreallocate",
+    "-n 1 sync",
+    "-n 1 setleaderrole off",
+    "-n 1 getcapabilities",
+    "-n 1 setleaderrole on",
+    "-n 1 setlmasterrole off",
+    "-n 1 getcapabilities",
+    "-n 1 setlmasterrole on",
+    "-n 1 setlmasterrole maybe",
+    "-n 1 disable",
+    "-n 1 disable",
+    "-n 1 nodestatus",
+    "nodestatus all",
+    "-n 1 enable",
+    "-n 1 enable",
+    "-n 1 stop",
+    "-n 1 stop",
+    "-n 1 nodestatus",
+    "-X nodestatus 1",
+    "-n 1 runstate",
+    "-n 1 ban 60",
+    "-n 1 continue",
+    "-n 1 continue",
+    "-n 1 ban 0",
+    "-n 1 ban x",
+    "-n 1 ban 60",
+    "-n 1 ban 60",
+    "-n 1 nodestatus",
+    "-n 1 stop",
+    "-n 1 unban",
+    "-n 1 unban",
+];
+
 /// Records, once while all is well; each line finds what the lines before it left, so the
 /// first ones empty the databases. `D` is a directory of the test's.
 const RECORDS: &[&str] = &[
@@ -337,15 +479,25 @@ pub fn lines(address: &str, dir: &str, state: &str) -> Vec<String> {
     let once = records.iter().chain(FILES).chain(ONCE);
     let once = once.map(|line| (*line).to_owned());
     once.chain(each)
-        .map(|line| {
-            let words = line.split_whitespace().map(|word| match word {
-                "A" => address.to_owned(),
-                _ => match word.strip_prefix("D/") {
-                    Some(name) => format!("{dir}/{name}"),
-                    None => word.to_owned(),
-                },
-            });
-            words.collect::<Vec<_>>().join(" ")
-        })
+        .map(|line| line_of(&line, address, dir))
         .collect()
+}
+
+/// The lines about another node.
+pub fn lines_elsewhere(address: &str, dir: &str) -> Vec<String> {
+    let lines = ELSEWHERE.iter();
+    lines.map(|line| line_of(line, address, dir)).collect()
+}
+
+/// With what `A` and `D` stand for.
+fn line_of(line: &str, address: &str, dir: &str) -> String {
+    let words = line.split_whitespace().map(|word| match word {
+        "A" => address.to_owned(),
+        _ => match (word.strip_prefix("D/"), word.strip_prefix("A:")) {
+            (Some(name), _) => format!("{dir}/{name}"),
+            (_, Some(port)) => format!("{address}:{port}"),
+            _ => word.to_owned(),
+        },
+    });
+    words.collect::<Vec<_>>().join(" ")
 }

@@ -16,8 +16,8 @@ pub const MAX_WAITING: usize = 2 * ctdb_wire::ids::MAX_ADDRESSES;
 pub const PATIENCE: u32 = 10;
 
 /// Begin and end of a takeover run.
-const BEGIN: &str = "startipreallocate";
-const END: &str = "ipreallocated";
+pub(super) const BEGIN: &str = "startipreallocate";
+pub(super) const END: &str = "ipreallocated";
 
 /// Number of a run of scripts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -54,6 +54,24 @@ impl Queue {
         }
         self.waiting.push_back((now, order));
         Ok(())
+    }
+
+    /// Whether a takeover run of which no script has heard yet goes on with the placement that has
+    /// come: its `startipreallocate` waits; where none is needed (not `moves`), its `ipreallocated`. The
+    /// latter is taken back, to come behind what follows.
+    pub(super) fn reopen(&mut self, moves: bool) -> bool {
+        let last = |name: &str| {
+            let own = |(_, order): &(BootTime, Order)| {
+                order.asker == Asker::Own && order.event.name == name
+            };
+            self.waiting.iter().rposition(own)
+        };
+        let (begin, end) = (last(BEGIN), last(END));
+        let joined = begin.is_some() || (end.is_some() && !moves);
+        if let Some(end) = end.filter(|end| joined && begin.is_none_or(|begin| begin < *end)) {
+            self.waiting.remove(end);
+        }
+        joined
     }
 
     /// Nothing runs or waits.

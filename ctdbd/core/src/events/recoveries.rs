@@ -115,13 +115,15 @@ impl Recoveries {
         }
     }
 
-    /// A run ended, which may be one of these.
-    pub(super) fn ended(&mut self, now: BootTime, run: RunId) {
+    /// A run ended, which may be one of these; whether it was the last of a pair.
+    pub(super) fn ended(&mut self, now: BootTime, run: RunId) -> bool {
         if self.step == Step::Begun(run) {
             self.step = Step::Between;
         } else if self.step == Step::Ending(run) {
             self.step = Step::Idle;
             self.pause_until = Some(now + PAUSE);
+            return true;
         }
+        false
     }
 }

@@ -129,10 +129,13 @@ fn start_up_in_its_order() {
     assert_eq!(
         reached,
         [
+            Effect::Notify("init".into()),
             Effect::Reach(RunState::Setup),
+            Effect::Notify("setup".into()),
             Effect::Reach(RunState::FirstRecovery),
             Effect::Reach(RunState::Startup),
             Effect::Reach(RunState::Running),
+            Effect::Notify("startup".into()),
             Effect::Health(Ok(())),
             Effect::Notify("healthy".into()),
         ]
@@ -286,19 +289,105 @@ fn a_node_that_may_not_is_not_monitored() {
     assert_eq!(node.names(), ["takeip eth0 10.0.0.1 24"]);
 }
 
+fn placed(version: u64, whole: bool, hosted: bool) -> Input {
+    Input::Placement {
+        term: Term {
+            number: 1,
+            leader: Pnn::new(0).unwrap(),
+            session: ctdb_wire::ids::Incarnation(1),
+        },
+        version,
+        whole,
+        hosted,
+    }
+}
+
+#[test]
+fn runs_that_no_script_has_heard_of_are_one() {
+    let mut node = Node::healthy();
+    node.put(placed(1, true, true));
+    node.end("startipreallocate", Ending::Done);
+    assert_eq!(node.names(), ["ipreallocated"], "it hangs");
+    for version in 2..=40 {
+        node.put(placed(version, version % 3 != 0, true));
+        if version == 20 {
+            node.ask(1, takeip(1));
+        }
+    }
+    node.end("ipreallocated", Ending::TimedOut);
+    assert_eq!(node.names(), ["startipreallocate"]);
+    node.end("startipreallocate", Ending::Done);
+    assert_eq!(
+        node.names(),
+        ["takeip eth0 10.0.0.1 24"],
+        "what has moved meanwhile, before the end of the run"
+    );
+    // One that comes now is another one.
+    node.put(placed(41, true, true));
+    assert_eq!(
+        node.names(),
+        ["takeip eth0 10.0.0.1 24", "startipreallocate"]
+    );
+    node.end("takeip eth0 10.0.0.1 24", Ending::Done);
+    node.end("startipreallocate", Ending::Done);
+    node.end("ipreallocated", Ending::Done);
+    node.end("ipreallocated", Ending::Done);
+    assert!(node.names().is_empty(), "{:?}", node.names());
+}
+
+#[test]
+fn a_run_has_begun_when_addresses_move_here() {
+    let mut node = Node::healthy();
+    node.put(Input::Moves);
+    node.ask(1, takeip(1));
+    node.put(Input::Moves);
+    node.ask(2, takeip(2));
+    assert_eq!(node.names(), ["startipreallocate"], "before both, once");
+    node.end("startipreallocate", Ending::Done);
+    assert_eq!(node.names().len(), 2);
+    for version in 1..=2 {
+        node.put(placed(version, version == 2, true));
+    }
+    node.end("takeip eth0 10.0.0.1 24", Ending::Done);
+    node.end("takeip eth0 10.0.0.2 24", Ending::Done);
+    node.end("ipreallocated", Ending::Done);
+    assert!(node.names().is_empty(), "one run: {:?}", node.names());
+    // The leader says nothing of it any more.
+    node.put(Input::Moves);
+    node.ask(3, takeip(3));
+    node.end("startipreallocate", Ending::Done);
+    node.end("takeip eth0 10.0.0.3 24", Ending::Done);
+    node.wait(1);
+    node.end("ipreallocated", Ending::Done);
+    node.put(Input::Shutdown);
+    node.put(Input::Moves);
+    assert_eq!(node.names(), ["shutdown"]);
+}
+
+#[test]
+fn where_no_address_is_hosted_scripts_hear_of_the_end_alone() {
+    let mut node = Node::healthy();
+    for version in 1..=9 {
+        node.put(placed(version, true, false));
+    }
+    assert_eq!(node.names(), ["ipreallocated"]);
+    node.end("ipreallocated", Ending::Done);
+    node.end("ipreallocated", Ending::Done);
+    assert!(node.names().is_empty(), "{:?}", node.names());
+    // The first that is hosted, and the last that is let go, move.
+    for (version, hosted) in [(10, true), (11, false)] {
+        node.put(placed(version, true, hosted));
+        node.end("startipreallocate", Ending::Done);
+        node.end("ipreallocated", Ending::Done);
+    }
+    node.put(placed(12, true, false));
+    assert_eq!(node.names(), ["ipreallocated"]);
+}
+
 #[test]
 fn a_takeover_run_begins_and_ends_once() {
     let mut node = Node::healthy();
-    let term = Term {
-        number: 1,
-        leader: Pnn::new(0).unwrap(),
-        session: ctdb_wire::ids::Incarnation(1),
-    };
-    let placed = |version, whole| Input::Placement {
-        term,
-        version,
-        whole,
-    };
+    let placed = |version, whole| placed(version, whole, true);
     node.put(placed(1, false));
     node.put(placed(2, false));
     assert_eq!(node.names(), ["startipreallocate"]);
@@ -404,6 +493,12 @@ fn scripts_hear_of_each_recovery_once() {
         node.said.iter().filter(of).count()
     };
     assert_eq!((bad("startrecovery"), bad("recovered")), (1, 1));
+    let ends = node.said.iter().filter(|one| **one == Effect::Recovered);
+    assert_eq!(
+        ends.count(),
+        3,
+        "a takeover run behind each, in time or not"
+    );
 }
 
 #[test]

@@ -189,6 +189,60 @@ fn an_order_is_repeated_with_its_number_until_it_is_echoed() {
     assert!(desk.drive().is_empty());
 }
 
+/// `spec/cluster.md` 3.2, 3.4: all nodes hear of a run, moved or not.
+#[test]
+fn a_run_that_moves_nothing_is_told_of_once_all_is_carried_out() {
+    let mut desk = Desk::settled();
+    let told = |desk: &mut Desk| {
+        let situation = desk.situation.clone();
+        let placement = desk.leader.placement(&situation);
+        placement.map(|placement| (placement.version, placement.owners))
+    };
+    let (first, owners) = told(&mut desk).unwrap();
+    assert_eq!(told(&mut desk), None);
+    desk.leader.reallocate(NodeSet::EMPTY);
+    desk.leader.run();
+    assert_eq!(told(&mut desk), None, "not computed yet");
+    assert!(desk.drive().is_empty());
+    assert_eq!(told(&mut desk), Some((first + 1, owners.clone())));
+    assert_eq!(told(&mut desk), None, "once");
+    // A node that can host no more, or again, whatever addresses it had.
+    for fit in [NodeSet(3), NodeSet(7)] {
+        desk.situation.fit = fit;
+        desk.drive();
+        assert!(told(&mut desk).is_some());
+        desk.drive();
+        assert_eq!(told(&mut desk), None);
+    }
+    // An interface that carries nothing.
+    let others: NodeSet = [1, 2].map(pnn).into_iter().collect();
+    desk.situation.able.insert(address(3), others);
+    desk.drive();
+    assert!(told(&mut desk).is_some());
+    // One that moves is told of when it moves, and is that run.
+    desk.leader.run();
+    desk.leader.move_address(address(1), pnn(1));
+    let orders = desk.drive();
+    let release = of(&orders, 0).unwrap().seq;
+    assert_eq!(told(&mut desk), None, "under way");
+    desk.state(0, 2, Some(release), &[]);
+    let orders = desk.drive();
+    assert!(told(&mut desk).is_some(), "nobody has it");
+    let take = of(&orders, 1).unwrap().seq;
+    desk.state(1, 2, Some(take), &[1, 2]);
+    desk.drive();
+    assert!(told(&mut desk).is_some());
+    assert!(desk.leader.settled());
+    desk.drive();
+    assert_eq!(told(&mut desk), None);
+    // `[failover] disabled`: nothing is ever carried out.
+    desk.situation.disabled = true;
+    desk.leader.reallocate(NodeSet::EMPTY);
+    desk.leader.run();
+    desk.drive();
+    assert!(!desk.leader.settled() && told(&mut desk).is_some());
+}
+
 #[test]
 fn an_address_moves_only_after_done() {
     // R16, R17: released, echoed without it, then given.
