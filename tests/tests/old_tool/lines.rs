@@ -294,7 +294,6 @@ const ELSEWHERE: &[&str] = &[
     "-n 1 ban 60",
     "-n 1 ban 60",
     "-n 1 nodestatus",
-    "-n 1 stop",
     "-n 1 unban",
     "-n 1 unban",
 ];
