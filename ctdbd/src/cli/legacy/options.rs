@@ -189,7 +189,7 @@ fn apply<'a>(
             (value.clone(), value.clone())
         }
     };
-    let number = || number(&value).ok_or_else(|| bad(&shown, "invalid numeric value"));
+    let number = || number(&value).map_err(|why| bad(&shown, why));
     let seconds = || number().map(|seconds| u64::try_from(seconds).unwrap_or(0));
     match option {
         Option_::Debug => {}
@@ -207,14 +207,16 @@ fn apply<'a>(
     Ok(())
 }
 
-/// A number in C notation, in the range of an `int`.
-fn number(text: &str) -> Option<i32> {
+/// A number in C notation, in the range of an `int`; else what is wrong with it.
+fn number(text: &str) -> Result<i32, &'static str> {
+    const INVALID: &str = "invalid numeric value";
+    const RANGE: &str = "number too large or too small";
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
     if digits.starts_with(['+', '-']) {
-        return None;
+        return Err(INVALID);
     }
     let value = if let Some(hex) = digits.strip_prefix("0x") {
         i64::from_str_radix(hex, 16)
@@ -223,8 +225,11 @@ fn number(text: &str) -> Option<i32> {
     } else {
         digits.parse()
     };
-    let value = value.ok()?;
-    i32::try_from(if negative { -value } else { value }).ok()
+    let value = value.map_err(|error: std::num::ParseIntError| match error.kind() {
+        std::num::IntErrorKind::PosOverflow => RANGE,
+        _ => INVALID,
+    })?;
+    i32::try_from(if negative { -value } else { value }).map_err(|_| RANGE)
 }
 
 #[cfg(test)]
@@ -264,6 +269,14 @@ mod tests {
             ("-t", "Invalid option -t: missing argument"),
             ("-t abc pnn", "Invalid option abc: invalid numeric value"),
             ("-n all status", "Invalid option all: invalid numeric value"),
+            (
+                "-n 4294967295 status",
+                "Invalid option 4294967295: number too large or too small",
+            ),
+            (
+                "-t 99999999999999999999 status",
+                "Invalid option 99999999999999999999: number too large or too small",
+            ),
             ("-n5x status", "Invalid option -n5x: invalid numeric value"),
             (
                 "status --timelimit=abc",
