@@ -354,7 +354,12 @@ impl Node {
                 Ok(changed) => {
                     self.links_changed();
                     let message = format!("{name} is taken for {}", if up { "up" } else { "down" });
-                    return self.wait(Wait::Leader, Done { changed, message }, reply);
+                    let done = Done { changed, message };
+                    if changed {
+                        return self.wait(Wait::Leader, done, reply);
+                    }
+                    // 10.interface says so at each `monitor`, which a takeover run would give up.
+                    json(&done)
                 }
                 Err(error) => Err(ApiError::new(404, "no_such_interface", error.to_string())),
             },
