@@ -67,7 +67,7 @@ pub enum Input {
     Released(Vec<IpAddr>),
     /// Time passes; at least every 100 ms.
     Tick,
-    /// Leader only: compute allocation anew, with forced targets, and tell of the run.
+    /// Leader only: compute allocation anew, with forced targets.
     Reallocate(NodeSet),
     /// Leader only: the operator's move.
     Move(IpAddr, Pnn),
@@ -259,7 +259,6 @@ impl Coordinator {
             Input::Reallocate(nodes) => {
                 if let Some(leader) = &mut self.leader {
                     leader.reallocate(nodes);
-                    leader.run();
                 }
             }
             Input::Run => {

@@ -157,8 +157,6 @@ pub struct Leader {
     shown_version: u64,
     /// A takeover run is to be told of even if nothing moves (`spec/cluster.md` 3.2).
     run_due: bool,
-    /// What the nodes offered at the step before: [`Situation::fit`], [`Situation::able`].
-    offered: Option<(NodeSet, BTreeMap<IpAddr, NodeSet>)>,
     last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
     /// Of the step before.
     now: BootTime,
@@ -188,7 +186,6 @@ impl Leader {
             shown: BTreeMap::new(),
             shown_version: 0,
             run_due: false,
-            offered: None,
             last_inputs: None,
             now: BootTime::ZERO,
             voters: hosts,
@@ -534,19 +531,9 @@ impl Leader {
         available
     }
 
-    /// A run is due when a node has become fit or unfit, or its interfaces or addresses have changed.
-    fn follow_offers(&mut self, situation: &Situation) {
-        let known = |(fit, able): &(NodeSet, _)| *fit == situation.fit && *able == situation.able;
-        if !self.offered.as_ref().is_some_and(known) {
-            let now = (situation.fit, situation.able.clone());
-            self.run_due |= self.offered.replace(now).is_some();
-        }
-    }
-
     /// One step: what to send now. Call only while this node acts (R7).
     pub fn drive(&mut self, now: BootTime, situation: &Situation) -> Vec<(Pnn, Assign)> {
         self.now = now;
-        self.follow_offers(situation);
         let before = self.failed.len();
         self.failed
             .retain(|_, failure| now.since(failure.at) < RETRY_FAILED);
