@@ -38,16 +38,17 @@ pub struct Timing {
     pub interval: Duration,
     /// L: how long a right lasts from the sending of the heartbeat that was answered.
     pub lease: Duration,
-    /// m: what two clocks may differ by in L, plus the queue bound.
+    /// m: what two clocks may differ by in L and q, plus the queue bound.
     pub margin: Duration,
     /// q: how long a packet that passed the lease check may wait in a queue of the host.
     pub queue: Duration,
 }
 
 impl Timing {
-    /// m = max(20 % of L, 50 ms) + q.
+    /// m = max(20 % of L, 50 ms) + 1.2·q: who counts m may have a clock that is fast by 9 %, so q has
+    /// to be stretched as L is (`DESIGN.md` A1, A2).
     pub fn new(interval: Duration, lease: Duration, queue: Duration) -> Self {
-        let margin = (lease / 5).max(Duration::from_millis(50)) + queue;
+        let margin = (lease / 5).max(Duration::from_millis(50)) + stretch(queue);
         Self {
             interval,
             lease,

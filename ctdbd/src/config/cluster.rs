@@ -106,10 +106,10 @@ impl RawCluster {
         };
         // Rule 23 of `authority.md`.
         let timing = lease.profile.timing(lease.queue_bound);
-        let least = (self.lock_validity + timing.lease) * 6 / 5 + timing.queue;
+        let least = (self.lock_validity + timing.lease + timing.queue) * 6 / 5;
         let least = Duration::from_millis(least.as_millis() as u64);
         if self.lock_settle.is_some_and(|settle| settle < least) {
-            let what = format!("is less than 1.2 x (validity + lease) + queue bound = {least:?}");
+            let what = format!("is less than 1.2 x (validity + lease + queue bound) = {least:?}");
             reader.error(
                 "cluster",
                 "lock settle",

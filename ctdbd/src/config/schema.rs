@@ -169,7 +169,7 @@ pub const KEYS: &[Key] = &[
     key(
         "cluster",
         "lock settle",
-        Computed("1.2 x (lock validity + lease) + queue bound"),
+        Computed("1.2 x (lock validity + lease + queue bound)"),
         Ours,
         "How long a new holder waits for one that it cannot reach",
     ),

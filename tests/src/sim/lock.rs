@@ -64,7 +64,7 @@ impl World {
         let validity = self.validity();
         LockTimes {
             validity,
-            settle: (validity + self.timing.lease) * 6 / 5 + self.timing.queue,
+            settle: (validity + self.timing.lease + self.timing.queue) * 6 / 5,
         }
     }
 

@@ -303,7 +303,7 @@ pub fn waits_for_members() -> Vec<Bound> {
         let others = (0..4).filter(|other| *other != leader && *other != node);
         others.flat_map(|other| link(other, node)).collect()
     };
-    // 5 s until the silence of a link is noticed, 5 s that the leader waits, L + m = 1.82 s of
+    // 5 s until the silence of a link is noticed, 5 s that the leader waits, L + m = 1.824 s of
     // evidence; the right ends after L at most, and the link stands.
     vec![
         measure("databases: a node's link stays down", 12_500.0, &|s| {
