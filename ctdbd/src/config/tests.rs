@@ -73,7 +73,7 @@ fn defaults() {
     assert_eq!(config.priority.daemon, Priority::Nice(-19));
     assert_eq!(config.priority.detector, DetectorPriority::Normal);
     assert_eq!(config.failover.shutdown_timeout, Duration::from_secs(10));
-    assert_eq!(config.cluster.lock_settle, Duration::from_millis(7820));
+    assert_eq!(config.cluster.lock_settle, Duration::from_millis(7824));
     assert_eq!(
         config.logging.location,
         Location::File(host.paths.log.clone())
