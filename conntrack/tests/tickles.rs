@@ -58,12 +58,19 @@ fn read(client: &mut TcpStream) -> Result<usize, ErrorKind> {
     }
 }
 
-/// Reads until the connection is reset.
-fn is_told(client: &mut TcpStream) {
-    let patience = Instant::now() + PATIENCE;
+/// Reads until the connection is reset, for a while; whether it was.
+fn hears(client: &mut TcpStream, patience: Duration) -> bool {
+    let end = Instant::now() + patience;
     while read(client) != Err(ErrorKind::ConnectionReset) {
-        assert!(Instant::now() < patience, "{client:?} was not told");
+        if Instant::now() >= end {
+            return false;
+        }
     }
+    true
+}
+
+fn is_told(client: &mut TcpStream) {
+    assert!(hears(client, PATIENCE), "{client:?} was not told");
 }
 
 /// A TCP segment seen on the client's wire.
@@ -207,7 +214,7 @@ fn clients_of_every_kind_are_told_and_nobody_else_hears_of_it() {
     }
     let mut killer = pair.server.run(Killer::open).unwrap();
     assert_eq!(move_silently(&pair, &mut killer, &addresses), all);
-    let ends_of_idle: Vec<_> = idle
+    let mut ends_of_idle: Vec<_> = idle
         .iter()
         .map(|(client, _)| (client.local_addr().unwrap(), client.peer_addr().unwrap()))
         .collect();
@@ -231,13 +238,23 @@ fn clients_of_every_kind_are_told_and_nobody_else_hears_of_it() {
             is_told(client);
         }
     }
-    for (client, _) in &mut idle {
-        is_told(client);
+    // A packet may be lost on a busy machine. Whoever moves addresses repeats, and so does this.
+    let mut again = BTreeSet::new();
+    for ((client, _), ends) in idle.iter_mut().zip(&ends_of_idle) {
+        let patience = Instant::now() + PATIENCE;
+        while !hears(client, Duration::from_secs(1)) {
+            assert!(Instant::now() < patience, "{client:?} was not told");
+            again.insert(*ends);
+            let results = pair.server.run(|| tickler.send(&[*ends]));
+            assert!(results[0].is_ok(), "{results:?}");
+        }
     }
     println!("{all} clients told in {:?}", start.elapsed());
+    assert!(again.len() <= 2, "told again: {again:?}");
 
     // Both ends each: the same port may be in use towards two services.
     let seen = capture.segments();
+    ends_of_idle.retain(|ends| !again.contains(ends));
     for (client, server) in ends_of_idle {
         let to: Vec<&Seen> = seen
             .iter()
