@@ -10,6 +10,7 @@ mod list;
 mod lock;
 mod right;
 mod status;
+mod timing;
 mod witness;
 
 use std::time::Duration;
@@ -24,63 +25,14 @@ pub use list::{List, ListStatus};
 pub use lock::{LockNews, LockStatus, LockTimes, Mode};
 pub use right::Right;
 pub use status::{PeerStatus, Status};
+pub use timing::Timing;
+pub(crate) use timing::stretch;
 
 /// How long the main loop may stand still before the right is no more renewed (MEM-4).
 pub const PROGRESS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Slots of the lease map; slot 0 is "known, not ours" (R2, `spec/kernel.md` 8.3).
 pub const SLOTS: u32 = 4096;
-
-/// The numbers of a timing profile (`design.md` section 4).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Timing {
-    /// Distance of heartbeats.
-    pub interval: Duration,
-    /// L: how long a right lasts from the sending of the heartbeat that was answered.
-    pub lease: Duration,
-    /// m: what two clocks may differ by in L and q, plus the queue bound.
-    pub margin: Duration,
-    /// q: how long a packet that passed the lease check may wait in a queue of the host.
-    pub queue: Duration,
-}
-
-impl Timing {
-    /// m = max(20 % of L, 50 ms) + 1.2·q: who counts m may have a clock that is fast by 9 %, so q has
-    /// to be stretched as L is (`DESIGN.md` A1, A2).
-    pub fn new(interval: Duration, lease: Duration, queue: Duration) -> Self {
-        let margin = (lease / 5).max(Duration::from_millis(50)) + stretch(queue);
-        Self {
-            interval,
-            lease,
-            margin,
-            queue,
-        }
-    }
-
-    /// The default profile: 250 ms, 1.5 s, 20 ms.
-    pub fn standard() -> Self {
-        Self::new(
-            Duration::from_millis(250),
-            Duration::from_millis(1500),
-            Duration::from_millis(20),
-        )
-    }
-
-    /// L + m: how long a promise runs from its receipt, and how old evidence must be.
-    pub fn promise(&self) -> Duration {
-        self.lease + self.margin
-    }
-
-    /// 1.2·q: after this a silenced address has no packet left in a queue of this host.
-    pub fn settle(&self) -> Duration {
-        stretch(self.queue)
-    }
-}
-
-/// A duration of this clock that is surely over on another's (20 %, R12).
-pub(crate) fn stretch(duration: Duration) -> Duration {
-    duration * 6 / 5
-}
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
