@@ -67,7 +67,7 @@ pub enum Input {
     Released(Vec<IpAddr>),
     /// Time passes; at least every 100 ms.
     Tick,
-    /// Leader only: compute allocation anew, with forced targets.
+    /// Leader only: compute allocation anew, with forced targets, and tell of the run.
     Reallocate(NodeSet),
     /// Leader only: the operator's move.
     Move(IpAddr, Pnn),
@@ -84,7 +84,8 @@ pub enum Input {
     },
     /// Whether databases are attached, so that their members matter.
     Databases(bool),
-    /// Leader only: a takeover run is due, whether or not anything moves (`spec/cluster.md` 3.2).
+    /// Leader only: scripts have heard of a recovery's end, so a takeover run is due, whether or not
+    /// anything moves (`spec/cluster.md` 3.2).
     Run,
 }
 
@@ -259,6 +260,7 @@ impl Coordinator {
             Input::Reallocate(nodes) => {
                 if let Some(leader) = &mut self.leader {
                     leader.reallocate(nodes);
+                    leader.run();
                 }
             }
             Input::Run => {

@@ -157,6 +157,8 @@ pub struct Leader {
     shown_version: u64,
     /// A takeover run is to be told of even if nothing moves (`spec/cluster.md` 3.2).
     run_due: bool,
+    /// [`Situation::fit`] of the step before.
+    fit: Option<NodeSet>,
     last_inputs: Option<BTreeMap<IpAddr, NodeSet>>,
     /// Of the step before.
     now: BootTime,
@@ -186,6 +188,7 @@ impl Leader {
             shown: BTreeMap::new(),
             shown_version: 0,
             run_due: false,
+            fit: None,
             last_inputs: None,
             now: BootTime::ZERO,
             voters: hosts,
@@ -534,6 +537,11 @@ impl Leader {
     /// One step: what to send now. Call only while this node acts (R7).
     pub fn drive(&mut self, now: BootTime, situation: &Situation) -> Vec<(Pnn, Assign)> {
         self.now = now;
+        // A node can host addresses again, or no more.
+        self.run_due |= self
+            .fit
+            .replace(situation.fit)
+            .is_some_and(|before| before != situation.fit);
         let before = self.failed.len();
         self.failed
             .retain(|_, failure| now.since(failure.at) < RETRY_FAILED);

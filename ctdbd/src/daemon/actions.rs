@@ -326,7 +326,6 @@ impl Node {
             Action::Move { address, to } => return self.move_address(address, to, reply),
             Action::Reallocate => {
                 self.input(Input::Reallocate(NodeSet::EMPTY));
-                self.input(Input::Run);
                 let message = "addresses are where they shall be".to_owned();
                 return self.wait(
                     Wait::Settled,

@@ -16,7 +16,7 @@ use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
 use ctdb_wire::api::{ConfigView, Snapshot, TunableView};
 use ctdb_wire::connections::Tenure;
 use ctdb_wire::heartbeat::{MAX_MESSAGE, Message};
-use ctdb_wire::ids::{BootTime, Incarnation, NodeSet, Pnn, RunState};
+use ctdb_wire::ids::{BootTime, Incarnation, Pnn, RunState};
 use ctdb_wire::peer::PeerFrame;
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -112,8 +112,6 @@ pub(super) struct Node {
     reconfigured: bool,
     /// How recoveries stand, as the machine of events knows it.
     pub(super) told_recovery: Option<events::Recovery>,
-    /// Nodes that are fit to host addresses, when flags last changed.
-    fit: Option<NodeSet>,
     /// Clients are to be told that addresses have been distributed, when they can see where.
     pub(super) reallocated: bool,
     /// Whether the right has been there, for the log.
@@ -140,7 +138,6 @@ impl Node {
             published_at: BootTime::ZERO,
             reconfigured: false,
             told_recovery: None,
-            fit: None,
             reallocated: false,
             warned_alone: false,
             cause: None,
@@ -290,11 +287,6 @@ impl Node {
                 Effect::Note(note) => {
                     self.dirty = true;
                     tracing::warn!(kind = %note.kind, "{}", note.text);
-                    let fit = self.parts.coordinator.situation().fit;
-                    if self.fit.replace(fit).is_some_and(|before| before != fit) {
-                        // A node can host addresses again, or no more: a takeover run (3.2).
-                        self.input(Input::Run);
-                    }
                     self.cause = Some((now, note.text.clone()));
                     let node = note.node.map(Pnn::get);
                     self.parts

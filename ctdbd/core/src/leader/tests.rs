@@ -206,6 +206,14 @@ fn a_run_that_moves_nothing_is_told_of_once_all_is_carried_out() {
     assert!(desk.drive().is_empty());
     assert_eq!(told(&mut desk), Some((first + 1, owners.clone())));
     assert_eq!(told(&mut desk), None, "once");
+    // A node that can host no more, or again, whatever addresses it had.
+    for fit in [NodeSet(3), NodeSet(7)] {
+        desk.situation.fit = fit;
+        desk.drive();
+        assert!(told(&mut desk).is_some());
+        desk.drive();
+        assert_eq!(told(&mut desk), None);
+    }
     // One that moves is told of when it moves, and is that run.
     desk.leader.run();
     desk.leader.move_address(address(1), pnn(1));
