@@ -103,7 +103,7 @@ pub struct Tracker {
     whole: bool,
     /// Changes lost before the last reading of the whole table.
     lost: u64,
-    /// Refused insertions before the last sweep.
+    /// Insertions and removals that the map refused before the last sweep.
     refused: u64,
     /// Entries too young to be judged by the last sweep.
     unsettled: bool,
