@@ -77,6 +77,15 @@ impl Holder {
         }
     }
 
+    /// The next thing heard is a proof of this tenure.
+    async fn proved(&mut self, tenure: u64) {
+        let news = self.event().await;
+        assert!(
+            matches!(news, LockNews::Proved { tenure: of, .. } if of == tenure),
+            "{news:?}"
+        );
+    }
+
     async fn lost(&mut self) {
         while !matches!(self.event().await, LockNews::Lost { .. }) {}
     }
@@ -226,10 +235,7 @@ async fn helpers_of_others_work_unmodified() {
     let mut holder = Holder::new(&[path.to_str().unwrap()]);
     let tenure = holder.held().await;
     for _ in 0..2 {
-        assert!(matches!(
-            holder.event().await,
-            LockNews::Proved { tenure: of, .. } if of == tenure
-        ));
+        holder.proved(tenure).await;
     }
     kill_process(holder.pid(), Signal::KILL).unwrap();
     holder.lost().await;
@@ -364,10 +370,7 @@ async fn etcd_gives_the_lock_to_one_and_takes_it_back() {
     let mut first = etcd.holder();
     let tenure = first.held().await;
     for _ in 0..3 {
-        assert!(matches!(
-            first.event().await,
-            LockNews::Proved { tenure: of, .. } if of == tenure
-        ));
+        first.proved(tenure).await;
     }
     let mut second = etcd.holder();
     second.shows("held by another node").await;

@@ -7,17 +7,18 @@
 //! process stand in the lock's description (`rados lock info`).
 //!
 //! Ceph is spoken to by `rados.py` with Debian's `python3-rados`, in a process of its own that may
-//! hang; it frees the lock when this one ends, however that happens. Not by the `rados` tool: to Ceph each run of it is another client, a lock
-//! belongs to client *and* cookie, so a second run cannot renew what the first took ("Device or
-//! resource busy", seen with 16.2.15). Letting it expire and taking it again leaves a gap in which
-//! another may have held it; and a lock without expiry, only looked at, would stay with the dead.
+//! hang; it frees the lock when this one ends, however that happens. Not by the `rados` tool: to Ceph
+//! each run of it is another client, a lock belongs to client *and* cookie, so a second run cannot
+//! renew what the first took ("Device or resource busy", seen with 16.2.15). Letting it expire and
+//! taking it again leaves a gap in which another may have held it; and a lock without expiry, only
+//! looked at, would stay with the dead.
 //!
 //! Each renewal demands that the lock is still this client's and cookie's (`MUST_RENEW`), so it is
 //! also the recheck: one that was broken, expired, or was taken meanwhile is another tenure. What
 //! proves the lock is the time *before* the question; no clock of Ceph's hosts comes in. They decide
 //! when a lock that is not renewed expires: after DURATION, or some seconds later (python3-rados
-//! 16.2.15 leaves the fraction of the duration to chance; 1.0 to 1.5 s more were seen). If one expires early, by a clock that jumped, the
-//! next holder still waits `lock settle` after its taking.
+//! 16.2.15 leaves the fraction of the duration to chance; 1.0 to 1.5 s more were seen). If one
+//! expires early, by a clock that jumped, the next holder still waits `lock settle` after its taking.
 
 use std::ffi::OsStr;
 use std::io;

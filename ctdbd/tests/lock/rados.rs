@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ctdb_core::authority::LockNews;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 
@@ -101,21 +100,13 @@ fn now() -> f64 {
     now.as_secs_f64()
 }
 
-async fn proved(holder: &mut Holder, tenure: u64) {
-    let news = holder.event().await;
-    assert!(
-        matches!(news, LockNews::Proved { tenure: of, .. } if of == tenure),
-        "{news:?}"
-    );
-}
-
 #[tokio::test]
 async fn rados_gives_the_lock_to_one_and_takes_it_back() {
     let ceph = Ceph::new();
     let mut first = ceph.holder("first", 60, LONG);
     let tenure = first.held().await;
     for _ in 0..4 {
-        proved(&mut first, tenure).await;
+        first.proved(tenure).await;
     }
     let lock = ceph.lock(|lock| lock.clone()).unwrap();
     assert_eq!(lock["owner"][1], "space");
@@ -155,8 +146,8 @@ async fn one_without_expiry_stays_with_the_dead_until_it_is_broken() {
     let ceph = Ceph::new();
     let mut holder = ceph.holder("it", 0, LONG);
     let tenure = holder.held().await;
-    proved(&mut holder, tenure).await;
-    proved(&mut holder, tenure).await;
+    holder.proved(tenure).await;
+    holder.proved(tenure).await;
     assert_eq!(
         ceph.lock(|lock| lock.clone()).unwrap()["until"],
         Value::Null
@@ -294,9 +285,9 @@ async fn a_ceph_that_does_not_renew_loses_the_lock() {
     let tenure = holder.held().await;
     ceph.mood("it", "renew fail-once");
     while ceph.path("it").exists() {
-        proved(&mut holder, tenure).await;
+        holder.proved(tenure).await;
     }
-    proved(&mut holder, tenure).await;
-    proved(&mut holder, tenure).await;
+    holder.proved(tenure).await;
+    holder.proved(tenure).await;
     holder.end().await;
 }
