@@ -256,6 +256,10 @@ pub struct Authority {
     pub(crate) strangers: NodeSet,
     /// The newest term that this node led.
     pub(crate) led: Option<Term>,
+    /// The latest end of it that the main loop may have read.
+    pub(crate) shown_until: BootTime,
+    /// It ended before that without being given up: its promises are still to be freed.
+    pub(crate) lapsed: Option<Term>,
     pub(crate) eligible: bool,
     pub(crate) leaving: bool,
     /// What the main loop said last.
@@ -311,6 +315,8 @@ impl Authority {
             lists: list::Lists::new(now),
             strangers: NodeSet::EMPTY,
             led: None,
+            shown_until: BootTime::ZERO,
+            lapsed: None,
             eligible: false,
             leaving: false,
             books: Books::default(),
@@ -387,6 +393,7 @@ impl Authority {
             self.send_heartbeats(now, sink);
         }
         self.renew(now, sink);
+        self.note_shown(now);
     }
 
     fn datagram(&mut self, now: BootTime, from: Pnn, message: &Message, sink: &mut impl Sink) {

@@ -141,7 +141,7 @@ impl Authority {
         match self.role {
             // Somebody acts, so these cannot succeed.
             Role::PreCandidate { .. } | Role::Candidate { .. } => self.withdraw(now, sink),
-            Role::Leader { term: mine, .. } if mine < term => self.withdraw(now, sink),
+            Role::Leader { term: mine, .. } if mine < term => self.lapse(now, sink),
             // Its question stops whoever acts without the lock.
             Role::Claimant { .. } | Role::Leader { .. } | Role::Follower => {}
         }
@@ -296,6 +296,7 @@ impl Authority {
     }
 
     pub(super) fn check_election(&mut self, now: BootTime, sink: &mut impl Sink) {
+        self.free_lapsed(now, sink);
         match self.role {
             Role::Follower => {
                 let ready = self.eligible
@@ -326,7 +327,7 @@ impl Authority {
             Role::Claimant { .. } => {}
             Role::Leader { .. } => {
                 if self.acting(now).is_none() {
-                    self.withdraw(now, sink);
+                    self.lapse(now, sink);
                 }
             }
         }
@@ -445,6 +446,8 @@ impl Authority {
         }
         self.raise_newest(term);
         self.led = Some(term);
+        self.lapsed = None;
+        self.shown_until = now;
         self.role = Role::Leader {
             term,
             elected_at: now,
@@ -567,6 +570,53 @@ impl Authority {
             self.forget_vote(term, acted);
             self.broadcast(&Message::Withdraw { term, acted }, sink);
         }
+        self.retry_later(now);
+    }
+
+    /// R9: a term ends that this node has not given up itself. A main loop that stands still may
+    /// have read that it acts until [`Authority::shown_until`], and acts when it goes on: the
+    /// promises bind until then, or until it has renounced, as they do when a leader dies. Where
+    /// promises run out that moment has come; a lost lock (`both`) and a voter's restart come
+    /// before it. DESIGN.md P4.
+    pub(super) fn lapse(&mut self, now: BootTime, sink: &mut impl Sink) {
+        let frees = self.config.mode.lock_alone() // R21 asks for the renunciation there.
+            || self.may_free(now);
+        let Role::Leader { term, .. } = self.role else {
+            return;
+        };
+        if frees {
+            self.withdraw(now, sink);
+            return;
+        }
+        self.lapsed = Some(term);
+        self.lock_idle(now);
+        self.role = Role::Follower;
+        self.clear_evidence();
+        self.retry_later(now);
+    }
+
+    /// The main loop's copy of the status carries the end of acting.
+    pub(super) fn note_shown(&mut self, now: BootTime) {
+        if let Some((_, until)) = self.acting(now) {
+            self.shown_until = self.shown_until.max(until);
+        }
+    }
+
+    /// Nothing in this node acts any more in the last term that it led.
+    fn may_free(&self, now: BootTime) -> bool {
+        now >= self.shown_until || !self.main_may_act()
+    }
+
+    /// The rest of what [`Authority::lapse`] put off.
+    fn free_lapsed(&mut self, now: BootTime, sink: &mut impl Sink) {
+        let Some(term) = self.lapsed.filter(|_| self.may_free(now)) else {
+            return;
+        };
+        self.lapsed = None;
+        if self.promise.is_some_and(|promise| promise.term == term) {
+            self.promise = None;
+        }
+        self.broadcast(&Message::Withdraw { term, acted: true }, sink);
         self.retry_later(now);
     }
 

@@ -169,7 +169,10 @@ impl Authority {
                 }
                 self.lock.tenure = None;
                 if self.config.mode.lock().is_some() {
-                    self.withdraw(now, sink);
+                    match self.role {
+                        Role::Leader { .. } => self.lapse(now, sink),
+                        _ => self.withdraw(now, sink),
+                    }
                 }
             }
         }
@@ -348,7 +351,7 @@ impl Authority {
     }
 
     /// The main loop may not have heard yet that the last term is over.
-    fn main_may_act(&self) -> bool {
+    pub(super) fn main_may_act(&self) -> bool {
         self.led.is_some_and(|led| self.books.renounced < Some(led))
     }
 

@@ -1,5 +1,7 @@
 //! Small transitions of the detector, with virtual time and a network that is in the test's hand.
 
+mod lapse;
+
 use std::collections::VecDeque;
 
 use super::*;
