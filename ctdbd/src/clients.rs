@@ -41,6 +41,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ctdb_conntrack::table::Ends;
+use ctdb_core::holder::Fate;
 use ctdb_db::cluster::View;
 use ctdb_ebpf::deadman::Deadman;
 use ctdb_wire::api::databases::DatabaseClientView;
@@ -212,6 +213,22 @@ impl Clients {
     /// The newest recovery of the databases, if there are any, and whether one is under way.
     pub fn recoveries_seen(&self) -> (Option<(u64, u32)>, bool) {
         self.lock().hub.recoveries_seen()
+    }
+
+    /// What became of connections from a former right to these addresses, of those of which it is known
+    /// in the right with this slot. Of the others there will be news ([`Clients::fates_known`]).
+    pub fn fates(&self, right: u32, addresses: &[IpAddr]) -> Vec<(IpAddr, Fate)> {
+        self.lock().hub.fates(right, addresses)
+    }
+
+    /// The databases have said something that was waited for.
+    pub fn fates_known(&self) -> Arc<Notify> {
+        self.lock().hub.fates_known()
+    }
+
+    /// Nothing that was connected to these addresses in a former right is here any more.
+    pub fn ended(&self, addresses: &[IpAddr]) {
+        self.lock().hub.ended(addresses);
     }
 
     /// Opens the socket and serves clients. Must be called in a tokio runtime.

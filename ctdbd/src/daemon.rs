@@ -552,6 +552,7 @@ impl Daemon {
                 None => std::future::pending().await,
             }
         };
+        let known = self.node.parts.clients.fates_known();
         tokio::select! {
             biased;
             () = self.node.parts.detector.changed() => {}
@@ -566,6 +567,7 @@ impl Daemon {
             Some(wish) = self.wishes.recv() => self.node.event_wish(wish),
             Some(command) = self.commands.recv() => self.node.command(command),
             Some(ask) = self.asks.recv() => self.node.ask(ask),
+            () = known.notified() => {}
             result = links => match result {
                 Ok(()) => self.node.parts.executor.submit(failover::Job::Rescan),
                 Err(error) => {

@@ -101,6 +101,8 @@ pub enum Output {
         db: u32,
         /// For the first time.
         first: bool,
+        /// The slot of the right in which the recovery began.
+        right: Option<u32>,
     },
     /// Of all other nodes than these it is proved that their right is over.
     Rights {

@@ -78,6 +78,9 @@ pub enum Job {
         addresses: Vec<Placed>,
         /// Connection requests wait for [`Job::LetIn`], at most as long as the opening.
         hold: bool,
+        /// They are here from an earlier right, and what is connected to them is to end before the
+        /// grant (MEM-3).
+        end: bool,
     },
     /// Their scripts have run: listeners of these addresses may be asked.
     LetIn(Vec<IpAddr>),

@@ -19,6 +19,7 @@ mod net;
 mod node;
 mod options;
 mod scenario;
+mod sessions;
 mod story;
 mod threads;
 mod trace;

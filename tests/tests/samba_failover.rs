@@ -341,6 +341,49 @@ fn sessions_outlive_failures() {
     everything(Flavor::Ours, &[Fault::Kill, Fault::Cut, Fault::Power]);
 }
 
+/// An address that comes back to a node that was left out, since no other may host it: what was connected
+/// to it there has ended by then, whatever the processes of before still do (MEM-3).
+#[test]
+fn who_was_left_out_says_nothing_more() {
+    if let Some(reason) = lacks() {
+        panic!("this test cannot run here: {reason}");
+    }
+    let lab = Lab::with_samba(Flavor::Ours, LONG).unwrap();
+    let of = lab.address_of_each(LONG).unwrap();
+    let leader = lab.node(0).leader_seen().unwrap().unwrap();
+    let (victim, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (node, address) = (lab.node(victim), of[&victim]);
+    let owner = || lab.node(leader).ip_owners().unwrap()[&address];
+    for other in [leader, third] {
+        let disabled = lab.node(other).ctdb(&["disable"]).unwrap();
+        disabled.success().unwrap();
+    }
+    let mut lost = guest(&lab, address);
+    let file = lost.open(LOST, Share::All).unwrap();
+    lost.lock(file, 0, 10, Lock::Try).unwrap();
+    let mut other = guest(&lab, lab.node(leader).own_address());
+    let theirs = other.open(LOST, Share::All).unwrap();
+    let held = status(other.lock(theirs, 0, 10, Lock::Try));
+    assert_eq!(held, Err(Some(LOCK_NOT_GRANTED)));
+
+    // Samba stands until the end, so that it is the daemon who ends its connections, or nobody.
+    let stopped = node.samba_processes("smbd");
+    signal(&stopped, Signal::SIGSTOP);
+    node.kill_daemon(Signal::SIGSTOP).unwrap();
+    lab.wait("the range to be another's", LONG, || {
+        status(other.lock(theirs, 0, 10, Lock::Try)).is_ok()
+    })
+    .unwrap();
+    assert_ne!(owner(), Some(victim));
+    node.kill_daemon(Signal::SIGCONT).unwrap();
+    lab.wait("the address to come back", LONG, || owner() == Some(victim))
+        .unwrap();
+    assert!(lost.told_within(LONG).is_some(), "still connected");
+    signal(&stopped, Signal::SIGCONT);
+    assert_eq!(lab.samba_panics(), Vec::<String>::new());
+    assert_eq!(lab.destroy(), Vec::<String>::new());
+}
+
 #[test]
 fn what_is_stopped_changes_nothing() {
     everything(Flavor::wanted(), &[Fault::Frozen, Fault::AllFrozen]);

@@ -165,6 +165,11 @@ fn finds_a_node_that_is_left_out_because_its_link_is_down() {
     finds(Bug::LinkIsMembership, "DATA-5", 100);
 }
 
+#[test]
+fn finds_an_address_that_comes_back_with_clients_whose_locks_are_gone() {
+    finds(Bug::FormerTakenAtOnce, "MEM-3", 500);
+}
+
 fn finds(bug: Bug, promise: &str, within: u64) {
     finds_with(Authority::Majority, bug, &[promise], within);
 }
@@ -174,7 +179,7 @@ fn finds_with(authority: Authority, bug: Bug, promises: &[&str], within: u64) {
         authority,
         bug: Some(bug),
         // They break their promise as well, and often first.
-        databases: bug == Bug::LinkIsMembership,
+        databases: matches!(bug, Bug::LinkIsMembership | Bug::FormerTakenAtOnce),
         ..Options::new(seed)
     };
     let (found, _) = search(0..within, options);

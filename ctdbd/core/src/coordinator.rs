@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::allocation::Policy;
 use crate::authority::{Books, List, Status};
-use crate::holder::{Holder, Work};
+use crate::holder::{Fate, Holder, Work};
 use crate::leader::{Leader, Situation};
 use crate::members::{self, Members};
 use crate::planted::{Bug, Planted};
@@ -65,6 +65,13 @@ pub enum Input {
     },
     /// A [`Work::Release`] reached silence.
     Released(Vec<IpAddr>),
+    /// What the databases say of addresses that wait for it ([`Holder::asking`]).
+    Fates {
+        /// The epoch that they were asked for.
+        epoch: Epoch,
+        /// Those of which it is known.
+        fates: Vec<(IpAddr, Fate)>,
+    },
     /// Time passes; at least every 100 ms.
     Tick,
     /// Leader only: compute allocation anew, with forced targets, and tell of the run.
@@ -239,21 +246,26 @@ impl Coordinator {
             Input::Info(info) => self.set_info(now, info, &mut out),
             Input::Taken { epoch, results } => {
                 let mut work = Vec::new();
-                self.holder.taken(epoch, &results, &mut work);
+                self.holder.taken(now, epoch, &results, &mut work);
                 out.extend(work.into_iter().map(Effect::Work));
                 self.send_state(now, &mut out);
             }
             Input::Released(addresses) => {
                 let mut work = Vec::new();
-                self.holder.released(&addresses, &mut work);
+                self.holder.released(now, &addresses, &mut work);
                 out.extend(work.into_iter().map(Effect::Work));
                 self.send_state(now, &mut out);
+            }
+            Input::Fates { epoch, fates } => {
+                let mut work = Vec::new();
+                self.holder.fates(epoch, &fates, &mut work);
+                out.extend(work.into_iter().map(Effect::Work));
             }
             Input::Tick => {
                 let mut work = self.holder.tick(now, self.config.give_up);
                 // It may not host, and there is nobody who could lead and say so.
                 if self.info.flags.is_inactive() && self.linked().is_empty() {
-                    work.extend(self.holder.let_go());
+                    work.extend(self.holder.let_go(now));
                 }
                 out.extend(work.into_iter().map(Effect::Work));
             }
@@ -381,7 +393,7 @@ impl Coordinator {
 
     fn obey(&mut self, now: BootTime, order: &ctdb_wire::peer::Assign, out: &mut Vec<Effect>) {
         let mut work = Vec::new();
-        let answer = self.holder.order(order, &mut work);
+        let answer = self.holder.order(now, order, &mut work);
         out.extend(work.into_iter().map(Effect::Work));
         if answer {
             self.send_state(now, out);

@@ -1,4 +1,12 @@
 //! What a node does with the leader's orders: R15, R16, and R6 for what it holds.
+//!
+//! An address that is on this node's interfaces from a former right has what was connected to it then
+//! still connected. If nothing was given away meanwhile, sessions go on as if nothing had been (MEM-3).
+//! But if this node was left out of the databases, its clients (Samba's processes) hold nothing any more
+//! and may not know it: what they say must not get out with the new grant. Which of the two it was, the
+//! databases know when they have been through a recovery in the new right. Until they say so the address
+//! waits, [`PATIENCE`] at most; then what was connected ends, since nobody waits for databases that are
+//! not served. Addresses of which nothing is here wait for nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,8 +28,10 @@ pub enum Work {
         epoch: Epoch,
         /// Its slot in the lease map.
         slot: u32,
-        /// All addresses of the order that are not yet held.
+        /// Addresses of the order that are not yet held.
         addresses: Vec<IpAddr>,
+        /// They are here from a former right, and what was connected to them ends before the grant.
+        end: bool,
     },
     /// Take the grant away, wait until no packet can be queued, answer by [`Holder::released`];
     /// then end connections and remove the address in the background.
@@ -37,10 +47,23 @@ pub enum Work {
     },
 }
 
+/// An address waits so long for what the databases say of it; 100 ms less than a second, since time is
+/// looked at that often.
+pub const PATIENCE: Duration = Duration::from_millis(900);
+
+/// What became of connections that are here from a former right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Fate {
+    /// Nothing was given away, or they are of no client of the databases.
+    Kept,
+    /// The databases were recovered without this node: its clients hold nothing any more.
+    Lost,
+}
+
 /// State of one address on this node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Hold {
-    /// Takeover under way for the named epoch.
+    /// Takeover under way for the named epoch, or waiting for the databases' word.
     Taking(Epoch),
     /// Granted in the current epoch.
     Held,
@@ -62,6 +85,11 @@ pub struct Holder {
     holds: BTreeMap<IpAddr, Hold>,
     /// On an interface, but granted only in a slot that is dead.
     dormant: BTreeSet<IpAddr>,
+    /// What was connected to them in a former right nobody has ended: since then they were neither
+    /// taken, nor released, nor discarded.
+    connected: BTreeSet<IpAddr>,
+    /// Ordered, and waiting for the databases' word since then; a part of those being taken.
+    asking: BTreeMap<IpAddr, BootTime>,
     failed: BTreeMap<IpAddr, String>,
     /// Releases that were asked for and have not reached silence yet. After a change of epoch
     /// an older one can still be under way when the next begins.
@@ -97,8 +125,12 @@ impl Holder {
             self.last_order = None;
             self.desired.clear();
             self.failed.clear();
-            for (address, _) in std::mem::take(&mut self.holds) {
+            self.asking.clear();
+            for (address, hold) in std::mem::take(&mut self.holds) {
                 self.dormant.insert(address);
+                if hold != Hold::Releasing {
+                    self.connected.insert(address);
+                }
             }
             tell = true;
         }
@@ -110,24 +142,29 @@ impl Holder {
         tell
     }
 
-    /// A node that has been without right for long takes its addresses off its interfaces, so
-    /// that local services notice.
+    /// Addresses have waited long enough for the databases. And a node that has been without right for
+    /// long takes its addresses off its interfaces, so that local services notice.
     pub fn tick(&mut self, now: BootTime, give_up: Duration) -> Vec<Work> {
+        let mut work = Vec::new();
+        let patient = |since: &BootTime| now.since(*since) < PATIENCE;
+        let late = self.asking.iter().filter(|(_, since)| !patient(since));
+        let late: Vec<IpAddr> = late.map(|(address, _)| *address).collect();
+        self.asking.retain(|_, since| patient(since));
+        self.take(late, true, &mut work);
         let Some(since) = self.lapsed_at else {
-            return Vec::new();
+            return work;
         };
         if now.since(since) < give_up {
-            return Vec::new();
+            return work;
         }
-        let mut work = Vec::new();
         self.desired.clear();
-        self.reconcile(&mut work);
+        self.reconcile(now, &mut work);
         self.discard_dormant(&mut work);
         work
     }
 
     /// R15. Returns whether to answer with STATE.
-    pub fn order(&mut self, order: &Assign, work: &mut Vec<Work>) -> bool {
+    pub fn order(&mut self, now: BootTime, order: &Assign, work: &mut Vec<Work>) -> bool {
         if self.epoch.number == 0 {
             return false; // R3: silent, this life has no epoch yet.
         }
@@ -149,13 +186,20 @@ impl Holder {
         self.last_order = Some(number);
         self.desired = order.addresses.iter().copied().collect();
         self.failed.clear();
-        self.reconcile(work);
+        self.reconcile(now, work);
         self.discard_dormant(work);
         true
     }
 
     /// Brings every address towards the order.
-    fn reconcile(&mut self, work: &mut Vec<Work>) {
+    fn reconcile(&mut self, now: BootTime, work: &mut Vec<Work>) {
+        // What waits for the databases and is not wanted any more is as it was before the order.
+        let unwanted = self.asking.keys().filter(|a| !self.desired.contains(*a));
+        for address in unwanted.copied().collect::<Vec<_>>() {
+            self.asking.remove(&address);
+            self.holds.remove(&address);
+            self.dormant.insert(address);
+        }
         let release: Vec<IpAddr> = self
             .holds
             .iter()
@@ -174,34 +218,67 @@ impl Holder {
             })
             .copied()
             .collect();
-        for address in &take {
-            self.holds.insert(*address, Hold::Taking(self.epoch));
-            self.dormant.remove(address);
+        let mut at_once = Vec::new();
+        for address in take {
+            self.holds.insert(address, Hold::Taking(self.epoch));
+            self.dormant.remove(&address);
+            if self.connected.contains(&address) && !self.planted.has(Bug::FormerTakenAtOnce) {
+                self.asking.insert(address, now);
+            } else {
+                at_once.push(address);
+            }
         }
         if !release.is_empty() {
             work.push(Work::Release { addresses: release });
         }
-        if !take.is_empty() {
+        self.take(at_once, false, work);
+    }
+
+    fn take(&self, addresses: Vec<IpAddr>, end: bool, work: &mut Vec<Work>) {
+        if !addresses.is_empty() {
             work.push(Work::Take {
                 epoch: self.epoch,
                 slot: self.slot,
-                addresses: take,
+                addresses,
+                end,
             });
         }
     }
 
+    /// What the databases say of addresses that wait for it ([`Holder::asking`]) in the right of `epoch`.
+    pub fn fates(&mut self, epoch: Epoch, fates: &[(IpAddr, Fate)], work: &mut Vec<Work>) {
+        if epoch != self.epoch {
+            return; // Of a right that is over: in the next it may be otherwise.
+        }
+        for (fate, end) in [(Fate::Kept, false), (Fate::Lost, true)] {
+            let known = fates.iter().filter(|(_, what)| *what == fate);
+            let known = known.filter(|(address, _)| self.asking.remove(address).is_some());
+            let known = known.map(|(address, _)| *address).collect();
+            self.take(known, end, work);
+        }
+    }
+
+    /// The right, by its epoch and slot, and the addresses that wait for the databases' word. The shell
+    /// looks after each step, and answers by [`Holder::fates`] as soon as it is known.
+    pub fn asking(&self) -> (Epoch, u32, impl Iterator<Item = IpAddr>) {
+        (self.epoch, self.slot, self.asking.keys().copied())
+    }
+
     /// Lets go of everything without an order: a stopped or banned node that nobody can give
     /// orders to.
-    pub fn let_go(&mut self) -> Vec<Work> {
+    pub fn let_go(&mut self, now: BootTime) -> Vec<Work> {
         let mut work = Vec::new();
         self.desired.clear();
-        self.reconcile(&mut work);
+        self.reconcile(now, &mut work);
         work
     }
 
     fn discard_dormant(&mut self, work: &mut Vec<Work>) {
         if !self.dormant.is_empty() {
-            let addresses = std::mem::take(&mut self.dormant).into_iter().collect();
+            let addresses: Vec<IpAddr> = std::mem::take(&mut self.dormant).into_iter().collect();
+            for address in &addresses {
+                self.connected.remove(address);
+            }
             work.push(Work::Discard { addresses });
         }
     }
@@ -209,6 +286,7 @@ impl Holder {
     /// The shell finished a [`Work::Take`] of `epoch`.
     pub fn taken(
         &mut self,
+        now: BootTime,
         epoch: Epoch,
         results: &[(IpAddr, Result<(), String>)],
         work: &mut Vec<Work>,
@@ -224,6 +302,7 @@ impl Holder {
             match result {
                 Ok(()) => {
                     self.holds.insert(*address, Hold::Held);
+                    self.connected.remove(address);
                 }
                 Err(reason) => {
                     // It was undone; the leader takes it elsewhere.
@@ -232,14 +311,14 @@ impl Holder {
                 }
             }
         }
-        self.reconcile(work);
+        self.reconcile(now, work);
         if self.last_order.is_some() && self.has_right {
             self.discard_dormant(work);
         }
     }
 
     /// The shell silenced these and waited as R16 wants.
-    pub fn released(&mut self, addresses: &[IpAddr], work: &mut Vec<Work>) {
+    pub fn released(&mut self, now: BootTime, addresses: &[IpAddr], work: &mut Vec<Work>) {
         for address in addresses {
             if let Some(count) = self.releasing.get_mut(address) {
                 *count -= 1;
@@ -252,7 +331,7 @@ impl Holder {
                 self.holds.remove(address);
             }
         }
-        self.reconcile(work);
+        self.reconcile(now, work);
     }
 
     /// Whether this life may speak already (R3).

@@ -33,11 +33,12 @@ pub enum Bug {
     GoodbyeReplayed,
     GrantBeforeDone,
     LinkIsMembership,
+    FormerTakenAtOnce,
 }
 
 impl Bug {
     /// All of them, for the simulator's command line.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::RightFromReceivingTime,
         Self::SilenceIsExpiry,
         Self::NoAbstention,
@@ -65,6 +66,7 @@ impl Bug {
         Self::GoodbyeReplayed,
         Self::GrantBeforeDone,
         Self::LinkIsMembership,
+        Self::FormerTakenAtOnce,
     ];
 }
 

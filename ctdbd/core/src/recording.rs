@@ -19,7 +19,7 @@ use crate::events::{self, Events};
 /// The first bytes of a recording; one more byte is [`FORMAT`].
 pub const MAGIC: &[u8; 15] = b"ctdb recording\n";
 /// Rises whenever an older reader would misunderstand.
-pub const FORMAT: u8 = 4;
+pub const FORMAT: u8 = 5;
 /// Longest entry, in bytes: a start of 64 nodes with 1,000 addresses is below a tenth of it.
 pub const MAX_ENTRY: usize = 32 << 20;
 

@@ -1,8 +1,11 @@
 //! What clients and other nodes want of the databases (`spec/client-protocol.md` 3.1, 5.6 to 5.8,
 //! 5.10), and what the databases say.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
 
+use ctdb_core::holder::Fate;
 use ctdb_db::cluster::{self, CallKind, Change, Kind, View, message::MAX_MESSAGE};
 use ctdb_db::record::{DbId, LtdbHeader, RecordFlags, Rsn};
 use ctdb_wire::client::codec::{Encode as _, Reader};
@@ -15,6 +18,7 @@ use ctdb_wire::client::types::{
     self, DbFlags, DbMapEntry, RecBuffer, Text, TraverseStart, TraverseStartExt,
 };
 use ctdb_wire::ids::{BootTime, NodeSet, Pnn, RunState};
+use tokio::sync::Notify;
 
 use super::hub::{Effect, Hub, Origin, Verdict};
 use crate::config::Tunable;
@@ -46,6 +50,13 @@ pub(super) struct Databases {
     /// `None` where there are none: a node that only votes.
     pub(super) table: Option<Table>,
     deferred: Vec<Deferred>,
+    /// Addresses with connections of processes that were disconnected since this node was left out, and
+    /// may stand still. One that was taken before the databases said so is named in vain until it is
+    /// taken again.
+    lost: BTreeSet<IpAddr>,
+    /// A takeover waits for what becomes of such connections.
+    asked: bool,
+    known: Arc<Notify>,
 }
 
 fn header(wire: types::LtdbHeader) -> LtdbHeader {
@@ -100,6 +111,44 @@ impl Hub {
         if let Some(table) = &mut self.databases.table {
             table.set_right(right);
             table.set_view(view);
+        }
+    }
+
+    /// What became of connections from a former right to addresses that this node is given again, of
+    /// those of which it is known in the right with this slot: who has one of a client of the databases
+    /// waits until these have been through a recovery.
+    pub fn fates(&mut self, right: u32, addresses: &[IpAddr]) -> Vec<(IpAddr, Fate)> {
+        let table = self.databases.table.as_ref();
+        let through = table.is_none_or(|table| table.is_through(right));
+        let all = self.clients.values().flat_map(|c| &c.connections);
+        let of_clients = all.filter(|_| !through).map(|c| c.server.ip());
+        let connected: BTreeSet<IpAddr> = of_clients.collect();
+        let lost = &self.databases.lost;
+        let fate = |address: &IpAddr| match (lost.contains(address), connected.contains(address)) {
+            (true, _) => Some((*address, Fate::Lost)),
+            (false, false) => Some((*address, Fate::Kept)),
+            (false, true) => None,
+        };
+        let fates: Vec<_> = addresses.iter().filter_map(fate).collect();
+        self.databases.asked = fates.len() < addresses.len();
+        fates
+    }
+
+    /// Is told when what was not known may be known now.
+    pub fn fates_known(&self) -> Arc<Notify> {
+        Arc::clone(&self.databases.known)
+    }
+
+    /// Nothing that was connected to these addresses in a former right is here any more.
+    pub fn ended(&mut self, addresses: &[IpAddr]) {
+        for address in addresses {
+            self.databases.lost.remove(address);
+        }
+    }
+
+    fn news_of_fates(&mut self) {
+        if std::mem::take(&mut self.databases.asked) {
+            self.databases.known.notify_one();
         }
     }
 
@@ -670,14 +719,19 @@ impl Hub {
                     }
                 }
                 Output::Rights { view, may } => self.rights(view, may),
-                Output::Served { db, first } => {
+                Output::Served { db, first, right } => {
                     let table = self.databases.table.as_mut();
-                    if table.is_some_and(|table| table.served(db, first)) {
+                    if table.is_some_and(|table| table.served(db, first, right)) {
                         self.deliver(srvid::RECONFIGURE, &[]);
                     }
+                    self.news_of_fates();
                 }
                 Output::CloseClients => {
                     let clients: Vec<ClientId> = self.clients.keys().copied().collect();
+                    let all = self.clients.values().flat_map(|c| &c.connections);
+                    let addresses = all.map(|connection| connection.server.ip());
+                    self.databases.lost.extend(addresses);
+                    self.news_of_fates();
                     for client in clients {
                         self.close(
                             client,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ctdb_core::authority::{Books, List, LockNews, Mode};
 use ctdb_core::coordinator::{Coordinator, Effect, Input};
 use ctdb_core::events;
-use ctdb_core::holder::Work;
+use ctdb_core::holder::{Fate, Work};
 use ctdb_core::local::Local;
 use ctdb_core::recording::Step;
 use ctdb_ebpf::deadman::{DATAGRAM, Deadman, GuardPeer};
@@ -168,6 +168,7 @@ impl Node {
         }
         self.follow_events();
         self.settle_inputs(now);
+        self.tell_fates(now);
         self.tell_list();
         self.tell_eligible();
         self.record_voters(now);
@@ -247,6 +248,25 @@ impl Node {
         self.handle(now, Input::Status(Box::new(status)));
     }
 
+    /// What the databases say of connections that are here from a former right, once they know (MEM-3).
+    /// Addresses that scripts put up are not silenced, so there it changes nothing.
+    fn tell_fates(&mut self, now: BootTime) {
+        let (epoch, slot, asking) = self.parts.coordinator.holder().asking();
+        let asking: Vec<IpAddr> = asking.collect();
+        if asking.is_empty() {
+            return;
+        }
+        let fates = if self.parts.builtin {
+            self.parts.clients.fates(slot, &asking)
+        } else {
+            asking.into_iter().map(|a| (a, Fate::Kept)).collect()
+        };
+        if !fates.is_empty() {
+            self.handle(now, Input::Fates { epoch, fates });
+            self.settle_inputs(now);
+        }
+    }
+
     fn settle_inputs(&mut self, now: BootTime) {
         loop {
             while let Some(input) = self.inputs.pop_front() {
@@ -304,6 +324,7 @@ impl Node {
                 epoch,
                 slot,
                 addresses,
+                end,
             } => {
                 let mut placed = Vec::new();
                 let mut failed = Vec::new();
@@ -332,6 +353,7 @@ impl Node {
                         tenure: order.map(|(term, seq)| Tenure { term, seq }),
                         addresses: placed,
                         hold,
+                        end,
                     });
                 }
             }
@@ -347,6 +369,7 @@ impl Node {
                 }
                 self.note_hosted();
                 self.local_changed = true;
+                self.parts.clients.ended(&addresses);
                 self.parts.executor.submit(Job::Discard { addresses });
             }
         }
@@ -382,6 +405,7 @@ impl Node {
                     }
                 }
                 if !taken.is_empty() {
+                    self.parts.clients.ended(&taken);
                     let text = self.with_cause(format!("took over {} addresses", taken.len()));
                     self.parts
                         .history

@@ -90,6 +90,8 @@ pub struct Entry {
     pub seat: Arc<Seat>,
     /// What its thread shows.
     pub shown: Arc<Shown>,
+    /// The slot of the right in which it was recovered and served last.
+    through: Option<u32>,
 }
 
 /// The kind that an attach control asks for, or that a database has.
@@ -274,6 +276,7 @@ impl Table {
             mailbox,
             seat,
             shown,
+            through: None,
         })
     }
 
@@ -400,10 +403,11 @@ impl Table {
     }
 
     /// A database is served, perhaps again. True if all are, and clients are to be told.
-    pub fn served(&mut self, id: u32, first: bool) -> bool {
+    pub fn served(&mut self, id: u32, first: bool, right: Option<u32>) -> bool {
         // A damaged copy is replaced before its database is served.
         if let Some(entry) = self.get_mut(id) {
             entry.health = None;
+            entry.through = right;
         }
         self.recovered |= !first;
         if self.recovered && !self.is_recovering() {
@@ -418,6 +422,13 @@ impl Table {
         self.list
             .iter()
             .any(|entry| entry.shown.recovering.load(Ordering::Relaxed))
+    }
+
+    /// Whether all volatile ones have been through a recovery in this right: if this node was left out
+    /// before, that has been said.
+    pub fn is_through(&self, right: u32) -> bool {
+        let mut volatile = self.list.iter().filter(|e| e.kind == Kind::Volatile);
+        volatile.all(|entry| entry.through == Some(right))
     }
 
     /// Whether all are served.

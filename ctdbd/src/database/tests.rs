@@ -387,6 +387,24 @@ fn the_guard_hears_in_which_right_a_database_is_served() {
 }
 
 #[test]
+fn a_right_in_which_all_have_been_recovered_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut table, _said) = guarded(directory.path(), None);
+    assert!(table.is_through(1), "there is none");
+    let tunables = Tunables::default();
+    let ids = ["one.tdb", "two.tdb"]
+        .map(|name| table.attach(name, Kind::Volatile, &tunables).unwrap().id);
+    assert!(!table.is_through(1));
+    table.served(ids[0], true, Some(1));
+    assert!(!table.is_through(1));
+    table.served(ids[1], true, Some(1));
+    assert!(table.is_through(1));
+    table.served(ids[1], false, Some(2));
+    assert!(!table.is_through(1) && !table.is_through(2));
+    table.stop();
+}
+
+#[test]
 fn a_message_that_cannot_be_taken_in_at_once_waits_for_the_thread() {
     let directory = tempfile::tempdir().unwrap();
     let (mut table, said) = alone(directory.path());

@@ -694,7 +694,8 @@ impl Worker {
                 members = self.database.members().len(), "database is served"
             );
             let db = self.id.0;
-            self.out.push(Output::Served { db, first });
+            let right = self.joined;
+            self.out.push(Output::Served { db, first, right });
         }
         let progress = self.leader.progress();
         if progress != self.progress {

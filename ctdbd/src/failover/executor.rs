@@ -1,6 +1,6 @@
 //! The thread's loop: what is urgent first, clean-up in small pieces.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
@@ -182,8 +182,10 @@ impl Thread {
                 tenure,
                 addresses,
                 hold,
+                end,
             } => {
                 self.end_former(&addresses);
+                self.end_lost(&addresses, end);
                 // Of an epoch that is over: what is taken anew is not silenced any more.
                 for (_, refused) in &mut self.refused {
                     refused.retain(|address| !addresses.iter().any(|p| p.net.addr() == *address));
@@ -327,6 +329,25 @@ impl Thread {
             && !former.is_empty()
         {
             let killed = net.end_connections(&former);
+            self.ended(killed, 0);
+        }
+    }
+
+    /// What is connected to addresses whose grant of a former right is dead: of all of them if `all`, and
+    /// of those that could not be released then. Their clients are told when the addresses are taken.
+    fn end_lost(&mut self, placed: &[Placed], all: bool) {
+        let refused: BTreeSet<IpAddr> = self.refused.iter().flat_map(|(_, a)| a).copied().collect();
+        let addresses = placed.iter().map(|place| place.net.addr());
+        let addresses: BTreeSet<IpAddr> =
+            addresses.filter(|a| all || refused.contains(a)).collect();
+        if addresses.is_empty() {
+            return;
+        }
+        if let Some(connections) = &self.setup.connections {
+            connections.freeze(&addresses.iter().copied().collect::<Vec<_>>());
+        }
+        if let Some(net) = &mut self.net {
+            let killed = net.end_all(&addresses);
             self.ended(killed, 0);
         }
     }

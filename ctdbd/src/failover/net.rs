@@ -601,6 +601,11 @@ impl Net {
         ended(self.killer.kill(&addresses))
     }
 
+    /// The same of addresses that are held here, by a grant that is dead.
+    pub(super) fn end_all(&mut self, addresses: &BTreeSet<IpAddr>) -> usize {
+        ended(self.killer.kill(addresses))
+    }
+
     /// Ends those of some services (by their ports) only.
     pub(super) fn end_services(&mut self, addresses: &[IpAddr], ports: &BTreeSet<u16>) -> usize {
         let addresses: BTreeSet<IpAddr> = self.silent(addresses);

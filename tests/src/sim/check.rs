@@ -89,8 +89,13 @@ impl World {
             }
         }
         if excused {
+            // Who serves beside others has what the others do not know of.
+            for host in &mut self.hosts {
+                host.sessions.end_all();
+            }
             return;
         }
+        self.check_sessions();
         let mut acting = None;
         for (index, host) in self.hosts.iter().enumerate() {
             let Some(daemon) = &host.daemon else { continue };

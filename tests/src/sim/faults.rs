@@ -145,6 +145,8 @@ pub struct Plan {
     pub validity: Duration,
     /// Whether some nodes are left behind a broken network or without power at the end.
     pub rough_end: bool,
+    /// Each address is one node's until the faults are over: it comes back there, and nowhere else.
+    pub alone: bool,
     /// The node that had the last fault.
     focus: usize,
 }
@@ -161,6 +163,7 @@ impl Plan {
             lists: false,
             validity: Duration::from_secs(5),
             rough_end: false,
+            alone: false,
             focus: 0,
         }
     }
@@ -244,7 +247,11 @@ impl World {
             };
             world.schedule(Real(0) + wait, Event::Start { node });
         }
+        plan.alone = options.databases && world.side.random_ratio(1, 4);
         world.plan = plan;
+        if world.plan.alone {
+            world.one_host_each();
+        }
         if lists {
             world.start_of_lists(spare);
         }

@@ -149,6 +149,7 @@ impl World {
         host.interrupt = None;
         let life = host.daemon.take().map(|daemon| daemon.life);
         host.kernel.lost(now);
+        host.sessions.end_all();
         if let Some(life) = life {
             self.orphan_lock(node, life);
         }
@@ -235,7 +236,7 @@ impl World {
             }
             self.hosts[node].disk_until = self.now;
             for address in 0..self.addresses.len() {
-                if self.hosts[node].bad[address] && self.rng.random_bool(0.7) {
+                if self.hosts[node].bad[address] && (self.plan.alone || self.rng.random_bool(0.7)) {
                     self.inject(&Fault::Interface {
                         node,
                         address,

@@ -12,6 +12,7 @@ use ctdb_wire::peer::{NodeInfo, PeerFrame};
 
 use super::clock::{Clock, Real};
 use super::kernel::Kernel;
+use super::sessions::Sessions;
 use super::world::Event;
 
 /// Threads of a daemon.
@@ -49,6 +50,8 @@ pub struct Host {
     pub clock: Clock,
     /// Its kernel.
     pub kernel: Kernel,
+    /// What is connected to its addresses.
+    pub sessions: Sessions,
     /// Its daemon.
     pub daemon: Option<Box<Daemon>>,
     /// The daemon stands still (SIGSTOP).
@@ -154,6 +157,8 @@ pub enum Leaving {
 pub struct Taking {
     pub epoch: Epoch,
     pub slot: u32,
+    /// What is connected from a former right ends first.
+    pub end: bool,
     pub rest: VecDeque<IpAddr>,
     pub results: Vec<(IpAddr, Result<(), String>)>,
 }
@@ -200,6 +205,9 @@ pub struct Daemon {
     pub next_tick: BootTime,
     pub progress: u64,
     pub progress_seen: u64,
+
+    /// The right in which its databases have been through a recovery.
+    pub through: Option<Epoch>,
 
     // Executor thread.
     pub jobs: VecDeque<Work>,

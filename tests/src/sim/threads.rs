@@ -439,7 +439,7 @@ impl World {
                 return;
             }
         }
-        if !self.look_after(node) {
+        if !self.tell_fates(node) || !self.look_after(node) {
             return;
         }
         let Some(daemon) = self.daemon(node) else {
@@ -449,6 +449,8 @@ impl World {
         let at = self.hosts[node].clock.real(next);
         self.wake_main(node, at);
         self.check_members(node);
+        self.follow_view(node);
+        self.connect(node);
     }
 
     fn read_status(&mut self, node: usize) -> bool {
@@ -708,7 +710,11 @@ impl World {
                         .push((address, Err("the model says no".to_owned())));
                 } else {
                     taking.results.push((address, Ok(())));
+                    let end = taking.end;
                     let host = &mut self.hosts[node];
+                    if end {
+                        host.sessions.end(address);
+                    }
                     host.kernel.grant(now, &host.clock, address, slot);
                     self.stats.grants += 1;
                 }
@@ -729,10 +735,12 @@ impl World {
                     epoch,
                     slot,
                     addresses,
+                    end,
                 } => {
                     daemon.taking = Some(Taking {
                         epoch,
                         slot,
+                        end,
                         rest: addresses.into(),
                         results: Vec::new(),
                     });
@@ -742,6 +750,7 @@ impl World {
                     let host = &mut self.hosts[node];
                     for address in &addresses {
                         host.kernel.revoke(now, &host.clock, *address);
+                        host.sessions.end(*address);
                     }
                     let silent = host
                         .clock
@@ -761,6 +770,7 @@ impl World {
                     let host = &mut self.hosts[node];
                     for address in &addresses {
                         host.kernel.revoke(now, &host.clock, *address);
+                        host.sessions.end(*address);
                     }
                 }
             }

@@ -9,7 +9,7 @@ use ctdb_core::authority::{self, Authority, Timing};
 use ctdb_core::cold;
 use ctdb_core::coordinator::{self, Coordinator};
 use ctdb_core::planted::Planted;
-use ctdb_wire::ids::{BootTime, Incarnation, NodeFlags, NodeSet, Pnn, RunState};
+use ctdb_wire::ids::{BootTime, Epoch, Incarnation, NodeFlags, NodeSet, Pnn, RunState};
 use ctdb_wire::peer::{AddressInfo, NodeInfo, PeerFrame};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +21,7 @@ use super::kernel::Kernel;
 use super::net::Net;
 use super::node::{Daemon, Datagram, Host, Item};
 use super::options::{Authority as Decides, Options, Outcome, Stats, Violation};
+use super::sessions::Sessions;
 use super::trace::Trace;
 
 /// Something that happens at a moment of real time. `life` is that of the daemon concerned.
@@ -37,6 +38,12 @@ pub enum Event {
         node: usize,
         life: u64,
         addresses: Vec<IpAddr>,
+    },
+    /// The databases of a node have been through a recovery in the right of that epoch.
+    Recovered {
+        node: usize,
+        life: u64,
+        epoch: Epoch,
     },
     /// A datagram arrives.
     Datagram { to: usize, datagram: Box<Datagram> },
@@ -206,6 +213,7 @@ impl World {
                 boot: 0,
                 clock: Clock::new(Real(0), local, 0),
                 kernel: Kernel::default(),
+                sessions: Sessions::default(),
                 daemon: None,
                 frozen: false,
                 freezes: 0,
@@ -295,6 +303,7 @@ impl World {
             Event::Detector { node, life, .. }
             | Event::Main { node, life, .. }
             | Event::Executor { node, life, .. }
+            | Event::Recovered { node, life, .. }
             | Event::Settled { node, life, .. } => {
                 let host = &mut self.hosts[node];
                 if host
@@ -312,6 +321,7 @@ impl World {
                     Event::Detector { number, .. } => self.detector(node, number),
                     Event::Main { number, .. } => self.main_loop(node, number),
                     Event::Executor { number, .. } => self.executor(node, number),
+                    Event::Recovered { epoch, .. } => self.recovered(node, epoch),
                     Event::Settled { addresses, .. } => {
                         self.give(node, Item::Released(addresses));
                     }
@@ -393,6 +403,7 @@ impl World {
         host.held.clear();
         host.interrupt = None;
         host.kernel.clear(now, &host.clock);
+        host.sessions.end_all();
         let local = host.clock.local(now);
         let mut config = authority::Config::majority(host.pnn, incarnation, voters, timing);
         config.planted = planted;
@@ -478,6 +489,7 @@ impl World {
             next_tick: local,
             progress: 0,
             progress_seen: 0,
+            through: None,
             jobs: std::collections::VecDeque::new(),
             taking: None,
             executor_due: (Real::NEVER, 0),

@@ -5,6 +5,8 @@ use ctdb_wire::ids::{Incarnation, MAX_NODES, Pnn};
 use super::*;
 use crate::authority::PeerStatus;
 
+const NOW: BootTime = BootTime::from_millis(1_000);
+
 fn address(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
 }
@@ -25,7 +27,7 @@ fn epoch(number: u32) -> Epoch {
 }
 
 fn status(number: u32, held: bool, leader: Option<u64>) -> Status {
-    let now = BootTime::from_millis(1_000);
+    let now = NOW;
     Status {
         list: crate::authority::ListStatus {
             surveyed: true,
@@ -69,19 +71,20 @@ fn holder() -> Holder {
 fn holding() -> Holder {
     let mut holder = holder();
     let mut work = Vec::new();
-    assert!(holder.order(&order(3, 1, 2, &[1, 2]), &mut work));
+    assert!(holder.order(NOW, &order(3, 1, 2, &[1, 2]), &mut work));
     let addresses = vec![address(1), address(2)];
     assert_eq!(
         work,
         [Work::Take {
             epoch: epoch(2),
             slot: 2,
-            addresses
+            addresses,
+            end: false
         }]
     );
     let done = [(address(1), Ok(())), (address(2), Ok(()))];
     work.clear();
-    holder.taken(epoch(2), &done, &mut work);
+    holder.taken(NOW, epoch(2), &done, &mut work);
     assert!(work.is_empty());
     assert!(holder.state().taking.is_empty());
     holder
@@ -89,7 +92,7 @@ fn holding() -> Holder {
 
 fn obey(holder: &mut Holder, order: &Assign) -> Vec<Work> {
     let mut work = Vec::new();
-    holder.order(order, &mut work);
+    holder.order(NOW, order, &mut work);
     work
 }
 
@@ -98,7 +101,7 @@ fn a_life_without_epoch_says_and_does_nothing() {
     // R3.
     let mut holder = Holder::new(Planted::default());
     let mut work = Vec::new();
-    assert!(!holder.order(&order(3, 1, 0, &[1]), &mut work));
+    assert!(!holder.order(NOW, &order(3, 1, 0, &[1]), &mut work));
     assert!(work.is_empty());
     assert!(!holder.speaks());
 }
@@ -108,7 +111,7 @@ fn older_terms_are_refused_in_silence() {
     // R15, R18.
     let mut holder = holder();
     let mut work = Vec::new();
-    assert!(!holder.order(&order(2, 9, 2, &[1]), &mut work));
+    assert!(!holder.order(NOW, &order(2, 9, 2, &[1]), &mut work));
     assert!(work.is_empty());
     assert_eq!(holder.state().last_order, None);
 }
@@ -118,10 +121,10 @@ fn orders_of_another_epoch_are_answered_but_not_obeyed() {
     // R2, R15: also the current one once its right has ended.
     let mut holder = holder();
     let mut work = Vec::new();
-    assert!(holder.order(&order(3, 1, 1, &[1]), &mut work));
-    assert!(holder.order(&order(3, 2, 3, &[1]), &mut work));
+    assert!(holder.order(NOW, &order(3, 1, 1, &[1]), &mut work));
+    assert!(holder.order(NOW, &order(3, 2, 3, &[1]), &mut work));
     holder.status(&status(2, false, Some(3)));
-    assert!(holder.order(&order(3, 3, 2, &[1]), &mut work));
+    assert!(holder.order(NOW, &order(3, 3, 2, &[1]), &mut work));
     assert!(work.is_empty());
     assert_eq!(holder.state().last_order, None);
 }
@@ -156,7 +159,7 @@ fn done_is_said_after_the_silence() {
         [address(1), address(2)],
         "packets may still be queued"
     );
-    holder.released(&[address(2)], &mut Vec::new());
+    holder.released(NOW, &[address(2)], &mut Vec::new());
     assert_eq!(holder.state().holds, [address(1)]);
 }
 
@@ -166,14 +169,15 @@ fn what_is_wanted_again_while_it_is_released_is_taken_after_it() {
     obey(&mut holder, &order(3, 2, 2, &[1]));
     assert!(obey(&mut holder, &order(3, 3, 2, &[1, 2])).is_empty());
     let mut work = Vec::new();
-    holder.released(&[address(2)], &mut work);
+    holder.released(NOW, &[address(2)], &mut work);
     let addresses = vec![address(2)];
     assert_eq!(
         work,
         [Work::Take {
             epoch: epoch(2),
             slot: 2,
-            addresses
+            addresses,
+            end: false
         }]
     );
 }
@@ -185,7 +189,7 @@ fn what_is_not_wanted_any_more_while_it_is_taken_is_released_after_it() {
     assert!(obey(&mut holder, &order(3, 2, 2, &[])).is_empty());
     assert_eq!(holder.state().holds, [address(1)]);
     let mut work = Vec::new();
-    holder.taken(epoch(2), &[(address(1), Ok(()))], &mut work);
+    holder.taken(NOW, epoch(2), &[(address(1), Ok(()))], &mut work);
     assert_eq!(
         work,
         [Work::Release {
@@ -199,6 +203,7 @@ fn a_failed_takeover_is_undone_and_reported() {
     let mut holder = holder();
     obey(&mut holder, &order(3, 1, 2, &[1]));
     holder.taken(
+        NOW,
         epoch(2),
         &[(address(1), Err("no link".to_owned()))],
         &mut Vec::new(),
@@ -227,20 +232,122 @@ fn a_new_epoch_holds_nothing_and_keeps_what_is_granted_again() {
     assert!(holder.status(&status(3, false, Some(3))));
     assert!(holder.state().holds.is_empty());
     assert!(holder.status(&status(4, true, Some(3))));
-    let work = obey(&mut holder, &order(3, 2, 4, &[1]));
+    let work = obey(&mut holder, &order(3, 2, 4, &[1, 3]));
     assert_eq!(
         work,
         [
-            Work::Take {
-                epoch: epoch(4),
-                slot: 4,
-                addresses: vec![address(1)]
-            },
+            take(&[3], false),
             Work::Discard {
                 addresses: vec![address(2)]
             },
-        ]
+        ],
+        "what is not here from a former right waits for nothing"
     );
+    assert_eq!(holder.state().taking, [address(1), address(3)]);
+    assert_eq!(say(&mut holder, &[(1, Fate::Kept)]), [take(&[1], false)]);
+    assert_eq!(say(&mut holder, &[(1, Fate::Lost)]), [], "once");
+}
+
+/// Of epoch 4.
+fn take(addresses: &[u8], end: bool) -> Work {
+    Work::Take {
+        epoch: epoch(4),
+        slot: 4,
+        addresses: addresses.iter().map(|last| address(*last)).collect(),
+        end,
+    }
+}
+
+/// The databases' word in epoch 4.
+fn say(holder: &mut Holder, fates: &[(u8, Fate)]) -> Vec<Work> {
+    let fates: Vec<_> = fates.iter().map(|(a, fate)| (address(*a), *fate)).collect();
+    let mut work = Vec::new();
+    holder.fates(epoch(4), &fates, &mut work);
+    work
+}
+
+/// Held 1 and 2 in epoch 2, and is ordered to take them and 3 in epoch 4.
+fn again() -> (Holder, Vec<Work>) {
+    let mut holder = holding();
+    holder.status(&status(2, false, Some(3)));
+    holder.status(&status(4, true, Some(3)));
+    let work = obey(&mut holder, &order(3, 2, 4, &[1, 2, 3]));
+    (holder, work)
+}
+
+fn asked(holder: &Holder) -> Vec<IpAddr> {
+    let (of, slot, addresses) = holder.asking();
+    assert_eq!((of, slot), (epoch(4), 4));
+    addresses.collect()
+}
+
+#[test]
+fn what_is_here_from_a_former_right_waits_for_the_databases_word() {
+    // MEM-3.
+    let (mut holder, work) = again();
+    assert_eq!(work, [take(&[3], false)]);
+    assert_eq!(asked(&holder), [address(1), address(2)]);
+    let mut work = Vec::new();
+    let lost = [(address(1), Fate::Lost), (address(2), Fate::Lost)];
+    holder.fates(epoch(2), &lost, &mut work);
+    assert_eq!(work, [], "of another right");
+    let fates = [(1, Fate::Lost), (2, Fate::Kept), (3, Fate::Lost)];
+    let work = say(&mut holder, &fates);
+    assert_eq!(work, [take(&[2], false), take(&[1], true)]);
+    assert!(asked(&holder).is_empty());
+}
+
+#[test]
+fn without_the_databases_word_it_is_taken_within_a_second() {
+    let (mut holder, _) = again();
+    let give_up = Duration::from_secs(5);
+    let second = NOW + Duration::from_millis(100);
+    assert_eq!(holder.tick(second, give_up), []);
+    assert_eq!(
+        say(&mut holder, &[(2, Fate::Kept)]),
+        [take(&[2], false)],
+        "one's word is not another's"
+    );
+    let last = NOW + PATIENCE + Duration::from_millis(100);
+    assert!(last <= NOW + Duration::from_secs(1), "with a tick's delay");
+    assert_eq!(holder.tick(NOW + PATIENCE, give_up), [take(&[1], true)]);
+    assert_eq!(holder.tick(last, give_up), [], "once");
+    assert_eq!(say(&mut holder, &[(1, Fate::Lost)]), []);
+}
+
+#[test]
+fn what_waits_and_is_not_wanted_any_more_is_discarded() {
+    let (mut holder, _) = again();
+    let work = obey(&mut holder, &order(3, 3, 4, &[1, 3]));
+    let addresses = vec![address(2)];
+    assert_eq!(work, [Work::Discard { addresses }]);
+    assert_eq!(asked(&holder), [address(1)]);
+    assert_eq!(holder.state().holds, [address(1), address(3)]);
+    // Nothing of before is here any more.
+    let work = obey(&mut holder, &order(3, 4, 4, &[1, 2, 3]));
+    assert_eq!(work, [take(&[2], false)]);
+}
+
+#[test]
+fn a_takeover_that_failed_has_ended_nothing_for_sure() {
+    let (mut holder, _) = again();
+    say(&mut holder, &[(1, Fate::Lost), (2, Fate::Kept)]);
+    let failed = Err("no link".to_owned());
+    let results = [(address(1), failed), (address(2), Ok(()))];
+    holder.taken(NOW, epoch(4), &results, &mut Vec::new());
+    assert_eq!(obey(&mut holder, &order(3, 3, 4, &[1, 2, 3])), []);
+    assert_eq!(asked(&holder), [address(1)]);
+}
+
+#[test]
+fn what_was_released_has_nothing_connected_to_it() {
+    // The release is under way, or its end is not known, when the right ends.
+    let mut holder = holding();
+    obey(&mut holder, &order(3, 2, 2, &[1]));
+    holder.status(&status(4, true, Some(3)));
+    let work = obey(&mut holder, &order(3, 3, 4, &[1, 2]));
+    assert_eq!(work, [take(&[2], false)]);
+    assert_eq!(asked(&holder), [address(1)]);
 }
 
 #[test]
@@ -251,6 +358,7 @@ fn a_late_result_of_an_old_epoch_changes_nothing() {
     holder.status(&status(4, true, Some(3)));
     obey(&mut holder, &order(3, 2, 4, &[1]));
     holder.taken(
+        NOW,
         epoch(2),
         &[(address(1), Err("late".to_owned()))],
         &mut Vec::new(),
@@ -266,11 +374,11 @@ fn an_older_release_does_not_end_a_newer_one() {
     obey(&mut holder, &order(3, 2, 2, &[1]));
     holder.status(&status(4, true, Some(3)));
     obey(&mut holder, &order(3, 3, 4, &[2]));
-    holder.taken(epoch(4), &[(address(2), Ok(()))], &mut Vec::new());
+    holder.taken(NOW, epoch(4), &[(address(2), Ok(()))], &mut Vec::new());
     obey(&mut holder, &order(3, 4, 4, &[]));
-    holder.released(&[address(2)], &mut Vec::new());
+    holder.released(NOW, &[address(2)], &mut Vec::new());
     assert_eq!(holder.state().holds, [address(2)]);
-    holder.released(&[address(2)], &mut Vec::new());
+    holder.released(NOW, &[address(2)], &mut Vec::new());
     assert!(holder.state().holds.is_empty());
 }
 

@@ -1,5 +1,9 @@
 //! Addresses that come and go.
 
+use std::pin::pin;
+use std::task::{Context, Waker};
+
+use ctdb_core::holder::Fate;
 use ctdb_db::cluster::Kind;
 use ctdb_wire::client::types::Text;
 use ctdb_wire::ids::RunState;
@@ -58,6 +62,62 @@ fn of_its_own_addresses_a_node_knows_best() {
         let pnns: Vec<u32> = list.iter().map(|ip| ip.pnn).collect();
         assert_eq!((status, pnns), (0, vec![told]), "{owner:?} {here:?}");
     }
+}
+
+#[test]
+fn what_becomes_of_connections_of_a_former_right_the_databases_say() {
+    let mut pair = Pair::new();
+    let a = (0, pair.client(0, 10));
+    let connection = Connection {
+        client: "10.2.0.1:1000".parse().unwrap(),
+        server: "10.1.0.1:445".parse().unwrap(),
+    };
+    let own = node::CURRENT;
+    let request = Request::TcpClient(connection);
+    assert_eq!(pair.control(a, own, 0, &request).0, 0);
+    let (address, other) = (connection.server.ip(), "10.1.0.2".parse().unwrap());
+    let both = [address, other];
+    let fates = |hub: &mut Hub, right| {
+        let known = hub.fates(right, &both);
+        both.map(|of| known.iter().find(|(a, _)| *a == of).map(|(_, fate)| *fate))
+    };
+    let (kept, lost) = (Some(Fate::Kept), Some(Fate::Lost));
+    let hub = &mut pair.nodes[0].hub;
+    assert_eq!(fates(hub, 1), [kept, kept], "without databases");
+    hub.database_says(vec![Output::CloseClients]);
+    hub.gone(a.1);
+    assert_eq!(fates(hub, 1), [lost, kept]);
+    assert_eq!(fates(hub, 1), [lost, kept], "until they have ended");
+    hub.ended(&[address]);
+    assert_eq!(fates(hub, 1), [kept, kept]);
+    // What waits for the databases' word.
+    let b = (0, pair.client(0, 11));
+    assert_eq!(pair.control(b, own, 0, &request).0, 0);
+    let directory = tempfile::tempdir().unwrap();
+    let (table, id) = with_one(directory.path());
+    let hub = &mut pair.nodes[0].hub;
+    let news = hub.fates_known();
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut told = || pin!(news.notified()).poll(&mut cx).is_ready();
+    hub.open_databases(table, &[]);
+    let served = |right| Output::Served {
+        db: id,
+        first: true,
+        right: Some(right),
+    };
+    hub.database_says(vec![served(1)]);
+    assert!(!told(), "nobody has asked");
+    assert_eq!(fates(hub, 1), [kept, kept]);
+    assert_eq!(fates(hub, 2), [None, kept]);
+    assert!(!told());
+    hub.database_says(vec![served(2)]);
+    assert!(told());
+    assert_eq!(fates(hub, 2), [kept, kept]);
+    assert_eq!(fates(hub, 3), [None, kept]);
+    hub.database_says(vec![Output::CloseClients]);
+    assert!(told());
+    assert_eq!(fates(hub, 3), [lost, kept], "said before they are served");
+    hub.close_databases();
 }
 
 #[test]

@@ -201,6 +201,8 @@ impl Thread {
                 self.drain();
             }
             Message::Taken(addresses, tenure) => {
+                // Sockets that were destroyed just before have clients to tell.
+                self.drain();
                 self.input(Input::Taken(addresses, tenure));
             }
             Message::Frozen(addresses, done) => self.freeze(addresses, done),
