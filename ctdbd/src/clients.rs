@@ -240,6 +240,7 @@ impl Clients {
     pub fn shutdown(&self) {
         self.shared.ended.send_replace(true);
         self.with(Hub::close_databases);
+        self.with(Hub::end);
         self.lock().links.disconnect();
     }
 
@@ -259,7 +260,8 @@ impl Clients {
         let mut sent_to = NodeSet::EMPTY;
         let mut rest = Vec::new();
         let mut lists = Vec::new();
-        for effect in hub.take_effects() {
+        let mut effects = hub.take_effects();
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Frame(to, frame) => {
                     for pnn in to.iter() {
@@ -276,6 +278,7 @@ impl Clients {
                 other => rest.push(other),
             }
         }
+        hub.keep_room(effects);
         drop(inner);
         for effect in rest {
             self.carry_out(effect);

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod bell;
 pub mod cli;
 pub mod clients;
 pub mod clock;

@@ -15,11 +15,12 @@ use ctdb_wire::client::srvid;
 use ctdb_wire::client::types::{Connection, Statistics};
 use ctdb_wire::ids::{BootTime, MAX_NODES, NodeFlags, NodeSet, Pnn};
 use ctdb_wire::relay::{Assembler, Relay};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::AskKind;
 use super::databases::Databases;
 use super::parked::{Parked, Question};
+use crate::bell::Bell;
 use crate::config::{Tunable, Tunables};
 use crate::failover::connections::Said;
 use crate::messaging::processes::Processes;
@@ -32,6 +33,8 @@ pub const MAX_UNREAD: usize = 256 << 20;
 pub const MAX_UNREAD_ALL: usize = 1 << 30;
 /// Controls that may wait for other nodes; at the bound they fail.
 pub const MAX_FORWARDED: usize = 65_536;
+/// Effects whose room is kept for the next ones.
+const EFFECTS_KEPT: usize = 256;
 /// Intervals of `ctdb stats`.
 pub const HISTORY: usize = 100;
 
@@ -109,7 +112,7 @@ pub(super) struct Client {
     out: Vec<u8>,
     packets: u32,
     /// There is something to write, or it is to be closed.
-    wake: Arc<Notify>,
+    wake: Arc<Bell>,
     closing: bool,
     pub(super) notify: HashMap<u64, Vec<u8>>,
     pub(super) connections: Vec<Connection>,
@@ -136,6 +139,10 @@ pub struct Hub {
     pub(super) linked: NodeSet,
     pub(super) clients: HashMap<ClientId, Client>,
     pub(super) last_client: u32,
+    /// Its packets are being taken in.
+    serving: Option<ClientId>,
+    /// The daemon ends.
+    ended: bool,
     pub(super) registry: Registry,
     pub(super) processes: Processes,
     pub(super) databases: Databases,
@@ -183,6 +190,8 @@ impl Hub {
             linked: own,
             clients: HashMap::new(),
             last_client: 0,
+            serving: None,
+            ended: false,
             registry: Registry::default(),
             processes: Processes::default(),
             databases: Databases::default(),
@@ -210,6 +219,14 @@ impl Hub {
     /// What is to be done outside, since the last time.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
+    }
+
+    /// Gives their room back, when all are carried out.
+    pub(super) fn keep_room(&mut self, mut effects: Vec<Effect>) {
+        if self.effects.capacity() == 0 && effects.capacity() <= EFFECTS_KEPT {
+            effects.clear();
+            self.effects = effects;
+        }
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {
@@ -303,7 +320,7 @@ impl Hub {
     }
 
     /// A process has connected. The handle says when there is something to write.
-    pub fn connected(&mut self, pid: i32) -> (ClientId, Arc<Notify>) {
+    pub fn connected(&mut self, pid: i32) -> (ClientId, Arc<Bell>) {
         loop {
             self.last_client = self.last_client.wrapping_add(1).max(1);
             if !self.clients.contains_key(&ClientId(self.last_client)) {
@@ -311,7 +328,7 @@ impl Hub {
             }
         }
         let id = ClientId(self.last_client);
-        let wake = Arc::new(Notify::new());
+        let wake = Arc::new(Bell::default());
         self.clients.insert(
             id,
             Client {
@@ -319,7 +336,7 @@ impl Hub {
                 out: Vec::new(),
                 packets: 0,
                 wake: Arc::clone(&wake),
-                closing: false,
+                closing: self.ended,
                 notify: HashMap::new(),
                 connections: Vec::new(),
                 persistent_updates: 0,
@@ -393,8 +410,30 @@ impl Hub {
         {
             tracing::warn!(pid = client.pid, "client is disconnected: {why}");
             client.closing = true;
-            client.wake.notify_one();
+            client.wake.ring();
         }
+    }
+
+    /// Every connection is to be closed, those that come from now on, too.
+    pub fn end(&mut self) {
+        self.ended = true;
+        for client in self.clients.values_mut() {
+            client.closing = true;
+            client.wake.ring();
+        }
+    }
+
+    /// Whether the connection is to be closed.
+    pub fn is_closing(&self, id: ClientId) -> bool {
+        self.clients.get(&id).is_none_or(|client| client.closing)
+    }
+
+    /// Takes packets of one client in, whose output is taken afterwards, so it is not woken for it.
+    pub fn serve<T>(&mut self, id: ClientId, take_in: impl FnOnce(&mut Self) -> T) -> T {
+        self.serving = Some(id);
+        let result = take_in(self);
+        self.serving = None;
+        result
     }
 
     /// Queues a packet for a client.
@@ -427,8 +466,8 @@ impl Hub {
         let many = matches!(body, Body::Message(_))
             && client.packets > self.tunables.get(Tunable::MaxQueueDropMsg);
         let full = many || client.out.len() > MAX_UNREAD || self.unread > MAX_UNREAD_ALL;
-        if before == 0 {
-            client.wake.notify_one();
+        if before == 0 && self.serving != Some(id) {
+            client.wake.ring();
         }
         if full {
             self.close(id, "it does not read what it is sent");
@@ -514,9 +553,10 @@ impl Hub {
         self.steward(srvid, data);
         for address in [srvid, srvid::ALL] {
             // One by one: each may be the last that fits.
-            for at in 0..self.registry.handlers(address).len() {
-                let client = self.registry.handlers(address)[at];
+            let mut at = 0;
+            while let Some(client) = self.registry.handlers(address).get(at).copied() {
                 self.send(client, 0, Body::Message(Message { srvid, data }));
+                at += 1;
             }
             if srvid == srvid::ALL {
                 return;

@@ -46,6 +46,13 @@ impl Links {
 
     /// Sends a frame to nodes whose links are up; to the others it does not go.
     pub(super) fn send(&mut self, to: NodeSet, frame: Vec<u8>) {
+        if frame.len() <= relay::MAX_PIECE {
+            let whole: Arc<[u8]> = frame.into();
+            for pnn in to.iter() {
+                self.send_one(pnn, &whole);
+            }
+            return;
+        }
         for piece in relay::cut(frame) {
             let piece: Arc<[u8]> = piece.into();
             for pnn in to.iter() {

@@ -1,20 +1,23 @@
 //! The Unix socket and the task of each connection.
 
 use std::fs;
+use std::future::poll_fn;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ctdb_wire::client::packet::{Framed, framed};
 use ctdb_wire::ids::NodeSet;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Clients;
 use super::stream::{READ, Stream};
+use crate::bell::Bell;
 use crate::messaging::registry::ClientId;
 
 /// Connections that are served; more wait in the listen queue.
@@ -225,7 +228,7 @@ struct Connection {
     clients: Clients,
     id: ClientId,
     stream: Stream,
-    wake: Arc<Notify>,
+    wake: Arc<Bell>,
     /// Packets that have not come whole, or not been looked at.
     partial: Vec<u8>,
     /// Of its bytes, those in the common count.
@@ -248,35 +251,83 @@ struct Over;
 
 impl Connection {
     async fn run(mut self) {
-        let clients = self.clients.clone();
-        let wake = Arc::clone(&self.wake);
-        let mut ended = clients.shared.ended.subscribe();
         loop {
-            // Registered before it is looked at, so that no room is missed.
-            let room = clients.shared.room.notified();
-            let congested = !self.sent_to.is_empty() && clients.is_congested(self.sent_to);
-            let room_for = self.room_for();
-            let alive = tokio::select! {
-                read = self.stream.read(&mut self.partial, room_for), if !congested => match read {
-                    Ok(1..) => self.take_in(),
-                    Ok(0) | Err(_) => Err(Over),
-                },
-                room = self.stream.room(), if self.stream.is_blocked() => {
-                    self.stream.unblock();
-                    room.map_err(|_| Over)
-                }
-                () = wake.notified() => Ok(()),
-                () = room, if congested => Ok(()),
-                () = tokio::time::sleep(CONGESTED), if congested => {
-                    self.sent_to = NodeSet::EMPTY;
-                    Ok(())
-                }
-                _ = ended.wait_for(|ended| *ended) => Err(Over),
+            let alive = if self.is_congested() {
+                self.wait_for_room().await
+            } else {
+                poll_fn(|cx| self.poll(cx)).await
             };
-            if alive.is_err() || !self.stream.is_blocked() && self.write().is_err() {
+            if alive.is_err() {
                 return;
             }
         }
+    }
+
+    fn is_congested(&self) -> bool {
+        !self.sent_to.is_empty() && self.clients.is_congested(self.sent_to)
+    }
+
+    /// Moves packets both ways until nodes that they go to take no more, or the connection is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
+        self.poll_write(cx)?;
+        loop {
+            let room = self.room_for();
+            match ready!(self.stream.poll_read(cx, &mut self.partial, room)) {
+                Ok(1..) => self.take_in()?,
+                Ok(0) | Err(_) => return Poll::Ready(Err(Over)),
+            }
+            // Whoever watches for room is registered.
+            if self.stream.is_blocked() {
+                self.poll_write(cx)?;
+            }
+            if self.is_congested() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Writes when there is something to write and room for it; registers for both.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), Over> {
+        loop {
+            let rung = self.wake.poll(cx).is_ready();
+            let mut room = false;
+            if let Poll::Ready(ready) = self.stream.poll_room(cx) {
+                ready.map_err(|_| Over)?;
+                self.stream.unblock();
+                room = true;
+            }
+            if !rung && !room {
+                return Ok(());
+            }
+            if self.stream.is_blocked() {
+                if self.clients.lock().hub.is_closing(self.id) {
+                    return Err(Over);
+                }
+            } else {
+                let (output, _) = self.clients.with(|hub| hub.take_output(self.id));
+                self.write(&output.ok_or(Over)?)?;
+            }
+        }
+    }
+
+    /// Reads nothing until nodes that packets went to take them again, or for [`CONGESTED`].
+    async fn wait_for_room(&mut self) -> Result<(), Over> {
+        let clients = self.clients.clone();
+        // Registered before it is looked at, so that no room is missed.
+        let room = clients.shared.room.notified();
+        if !self.is_congested() {
+            return Ok(());
+        }
+        let write = poll_fn(|cx| match self.poll_write(cx) {
+            Ok(()) => Poll::<Over>::Pending,
+            Err(over) => Poll::Ready(over),
+        });
+        tokio::select! {
+            over = write => return Err(over),
+            () = room => {}
+            () = tokio::time::sleep(CONGESTED) => self.sent_to = NodeSet::EMPTY,
+        }
+        Ok(())
     }
 
     /// Room for bytes that may come is taken as they come, at most doubling.
@@ -289,28 +340,36 @@ impl Connection {
         wanted.clamp(READ, READ.max(held))
     }
 
-    /// Takes in all packets that have come whole.
+    /// Takes in all packets that have come whole, and writes what is answered at once.
     fn take_in(&mut self) -> Result<(), Over> {
         let mut at = 0;
-        let mut over = false;
+        let mut broken = false;
         let (id, bytes) = (self.id, &self.partial);
-        let ((), sent_to) = self.clients.with(|hub| {
-            loop {
-                match framed(&bytes[at..]) {
-                    Framed::Packet(length) => {
-                        hub.packet(id, &bytes[at..at + length]);
-                        at += length;
-                    }
-                    Framed::Incomplete(_) => return,
-                    Framed::Broken => {
-                        over = true;
-                        return;
+        let blocked = self.stream.is_blocked();
+        let (output, sent_to) = self.clients.with(|hub| {
+            hub.serve(id, |hub| {
+                loop {
+                    match framed(&bytes[at..]) {
+                        Framed::Packet(length) => {
+                            hub.packet(id, &bytes[at..at + length]);
+                            at += length;
+                        }
+                        Framed::Incomplete(_) => return,
+                        Framed::Broken => {
+                            broken = true;
+                            return;
+                        }
                     }
                 }
+            });
+            if blocked {
+                (!hub.is_closing(id)).then(Vec::new)
+            } else {
+                hub.take_output(id)
             }
         });
         self.sent_to = sent_to;
-        if over {
+        if broken {
             return Err(Over);
         }
         self.partial.drain(..at);
@@ -319,21 +378,21 @@ impl Connection {
             self.partial.shrink_to(READ);
         }
         let held = self.partial.len();
-        let all = &self.unfinished.0;
-        let before = all.fetch_add(held, Ordering::Relaxed);
-        all.fetch_sub(self.counted, Ordering::Relaxed);
-        self.counted = held;
-        if before + held > MAX_UNFINISHED {
-            tracing::warn!("clients send too many long packets at once; one is disconnected");
-            return Err(Over);
+        if held != self.counted {
+            let all = &self.unfinished.0;
+            let before = all.fetch_add(held, Ordering::Relaxed);
+            all.fetch_sub(self.counted, Ordering::Relaxed);
+            self.counted = held;
+            if before + held > MAX_UNFINISHED {
+                tracing::warn!("clients send too many long packets at once; one is disconnected");
+                return Err(Over);
+            }
         }
-        Ok(())
+        self.write(&output.ok_or(Over)?)
     }
 
-    /// Writes what waits, in one call if the socket takes it.
-    fn write(&mut self) -> Result<(), Over> {
-        let (output, _) = self.clients.with(|hub| hub.take_output(self.id));
-        let output = output.ok_or(Over)?;
+    /// Writes, in one call if the socket takes it; what it does not take goes back to the hub.
+    fn write(&mut self, output: &[u8]) -> Result<(), Over> {
         let mut at = 0;
         while at < output.len() {
             match self.stream.write(&output[at..]) {

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -38,27 +39,31 @@ impl Stream {
         self.full.is_some()
     }
 
-    /// Appends what has come, at most `room` bytes, and says how many; 0 at the end. Nothing is
-    /// lost if it is dropped.
-    pub(super) async fn read(&self, into: &mut Vec<u8>, room: usize) -> io::Result<usize> {
+    /// Appends what has come, at most `room` bytes, and says how many; 0 at the end.
+    pub(super) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        into: &mut Vec<u8>,
+        room: usize,
+    ) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = self.socket.readable().await?;
+            let mut guard = ready!(self.socket.poll_read_ready(cx))?;
             let read = guard.try_io(|socket| append(socket.get_ref(), into, room));
             if let Ok(read) = read {
                 if read.as_ref().is_ok_and(|count| (1..room).contains(count)) {
                     // All that was there: what comes later is told again.
                     guard.clear_ready();
                 }
-                return read;
+                return Poll::Ready(read);
             }
         }
     }
 
-    /// Waits until the socket takes bytes again; for ever if it always did.
-    pub(super) async fn room(&self) -> io::Result<()> {
+    /// Ready when a full socket takes bytes again; never if it is not full.
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.full {
-            Some(full) => full.writable().await.map(drop),
-            None => std::future::pending().await,
+            Some(full) => full.poll_write_ready(cx).map_ok(drop),
+            None => Poll::Pending,
         }
     }
 
@@ -68,7 +73,7 @@ impl Stream {
     }
 
     /// Writes as much as the socket takes. `WouldBlock` when it takes nothing; then there is
-    /// [`Stream::room`] to wait for.
+    /// [`Stream::poll_room`] to wait for.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.socket.get_ref().write(bytes);
         if written
@@ -109,9 +114,14 @@ fn append(mut socket: &UnixStream, into: &mut Vec<u8>, room: usize) -> io::Resul
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::time::Duration;
 
     use super::*;
+
+    async fn read(stream: &Stream, into: &mut Vec<u8>, room: usize) -> io::Result<usize> {
+        poll_fn(|cx| stream.poll_read(cx, into, room)).await
+    }
 
     fn pair() -> (Stream, UnixStream) {
         let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
@@ -129,13 +139,13 @@ mod tests {
                     at += peer.write(&sent[at..]).unwrap_or(0);
                 }
                 let before = got.len();
-                let count = stream.read(&mut got, room).await.unwrap();
+                let count = read(&stream, &mut got, room).await.unwrap();
                 assert!((1..=room).contains(&count), "{count} of {room}");
                 assert_eq!(got.len(), before + count);
             }
             assert_eq!(got, sent);
             drop(peer);
-            assert_eq!(stream.read(&mut got, room).await.unwrap(), 0, "the end");
+            assert_eq!(read(&stream, &mut got, room).await.unwrap(), 0, "the end");
         }
     }
 
@@ -145,8 +155,8 @@ mod tests {
         peer.write_all(b"last").unwrap();
         drop(peer);
         let mut got = Vec::new();
-        assert_eq!(stream.read(&mut got, READ).await.unwrap(), 4);
-        assert_eq!(stream.read(&mut got, READ).await.unwrap(), 0);
+        assert_eq!(read(&stream, &mut got, READ).await.unwrap(), 4);
+        assert_eq!(read(&stream, &mut got, READ).await.unwrap(), 0);
     }
 
     #[tokio::test]
@@ -158,8 +168,8 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 peer.write_all(&[round]).unwrap();
             };
-            let (read, ()) = tokio::join!(stream.read(&mut got, READ), late);
-            assert_eq!((read.unwrap(), got), (1, vec![round]));
+            let (count, ()) = tokio::join!(read(&stream, &mut got, READ), late);
+            assert_eq!((count.unwrap(), got), (1, vec![round]));
         }
     }
 
@@ -175,11 +185,12 @@ mod tests {
             };
             assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
             assert!(stream.is_blocked());
-            let early = tokio::time::timeout(Duration::from_millis(20), stream.room());
+            let room = poll_fn(|cx| stream.poll_room(cx));
+            let early = tokio::time::timeout(Duration::from_millis(20), room);
             assert!(early.await.is_err(), "nobody has read");
             let mut some = vec![0; 1 << 16];
             while peer.read(&mut some).is_ok() {}
-            stream.room().await.unwrap();
+            poll_fn(|cx| stream.poll_room(cx)).await.unwrap();
             stream.unblock();
         }
     }

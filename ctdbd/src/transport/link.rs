@@ -2,11 +2,14 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     io,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -17,8 +20,9 @@ use ctdb_wire::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::{Notify, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+    sync::{mpsc, watch},
+    task::coop,
+    time::{Instant, Sleep, sleep_until},
 };
 
 use super::{
@@ -26,6 +30,7 @@ use super::{
     crypt::{Crypt, CryptError, LENGTH, Nonce},
     handshake::ping,
 };
+use crate::bell::Bell;
 
 /// Most frames that wait for one peer.
 pub const MAX_QUEUED_FRAMES: usize = 1024;
@@ -135,6 +140,8 @@ struct Waiting {
     finishing: bool,
     /// A relay frame was refused since the queue was last short enough.
     refused: bool,
+    /// The link is ended.
+    closed: bool,
 }
 
 /// What became of a relay frame.
@@ -152,7 +159,8 @@ pub enum Relayed {
 #[derive(Debug)]
 pub struct Outgoing {
     waiting: Mutex<Waiting>,
-    more: Notify,
+    /// A frame waits, or the link is ended.
+    more: Bell,
     closed: watch::Sender<Option<DownReason>>,
 }
 
@@ -160,7 +168,7 @@ impl Default for Outgoing {
     fn default() -> Self {
         Self {
             waiting: Mutex::default(),
-            more: Notify::new(),
+            more: Bell::default(),
             closed: watch::Sender::new(None),
         }
     }
@@ -174,7 +182,7 @@ impl Outgoing {
     /// Queues an encoded frame. At the bound the link is closed. False if it will not be sent.
     pub fn push(&self, frame: Arc<[u8]>) -> bool {
         let mut waiting = self.waiting();
-        if waiting.finishing || self.closed.borrow().is_some() {
+        if waiting.finishing || waiting.closed {
             return false;
         }
         if waiting.frames.len() >= MAX_QUEUED_FRAMES
@@ -187,14 +195,14 @@ impl Outgoing {
         waiting.bytes += frame.len();
         waiting.frames.push_back(frame);
         drop(waiting);
-        self.more.notify_one();
+        self.more.ring();
         true
     }
 
     /// Queues a frame of clients' traffic, if it leaves room for the cluster's own.
     pub fn push_relay(&self, frame: &Arc<[u8]>) -> Relayed {
         let mut waiting = self.waiting();
-        if waiting.finishing || self.closed.borrow().is_some() {
+        if waiting.finishing || waiting.closed {
             return Relayed::NoLink;
         }
         if waiting.frames.len() >= MAX_RELAY_FRAMES || waiting.bytes >= MAX_RELAY_BYTES {
@@ -204,8 +212,30 @@ impl Outgoing {
         waiting.bytes += frame.len();
         waiting.frames.push_back(Arc::clone(frame));
         drop(waiting);
-        self.more.notify_one();
+        self.more.ring();
         Relayed::Queued
+    }
+
+    /// Moves what leaves with the next write to `batch`, and says whether nothing more will come and
+    /// whether relay frames are to be told that there is room again; `None` if the link is ended.
+    fn take(&self, batch: &mut Vec<Arc<[u8]>>) -> Option<(bool, bool)> {
+        let mut waiting = self.waiting();
+        if waiting.closed {
+            return None;
+        }
+        let mut bytes = 0;
+        while bytes < BATCH
+            && let Some(frame) = waiting.frames.pop_front()
+        {
+            bytes += frame.len();
+            waiting.bytes -= frame.len();
+            batch.push(frame);
+        }
+        let room = waiting.refused
+            && waiting.frames.len() < MAX_RELAY_FRAMES / 2
+            && waiting.bytes < MAX_RELAY_BYTES / 2;
+        waiting.refused &= !room;
+        Some((waiting.finishing, room))
     }
 
     /// Frames and bytes that wait.
@@ -216,6 +246,7 @@ impl Outgoing {
 
     /// Ends the link now; what waits is dropped. The first reason counts.
     pub fn close(&self, reason: DownReason) {
+        self.waiting().closed = true;
         self.closed.send_if_modified(|closed| {
             let first = closed.is_none();
             if first {
@@ -223,6 +254,7 @@ impl Outgoing {
             }
             first
         });
+        self.more.ring();
     }
 
     /// Queues `last` and ends the link when everything has left.
@@ -232,7 +264,34 @@ impl Outgoing {
         waiting.frames.push_back(last);
         waiting.finishing = true;
         drop(waiting);
-        self.more.notify_one();
+        self.more.ring();
+    }
+
+    /// Writes all of `wire`, unless the link is ended meanwhile.
+    async fn write<W>(&self, writer: &mut W, wire: &[u8]) -> Result<(), DownReason>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        let mut at = 0;
+        while at < wire.len() {
+            let count = poll_fn(|cx| {
+                if let Poll::Ready(written) = Pin::new(&mut *writer).poll_write(cx, &wire[at..]) {
+                    return Poll::Ready(written.map_err(|error| DownReason::Io(error.kind())));
+                }
+                // Frames that are queued meanwhile are found afterwards.
+                while self.more.poll(cx).is_ready() {
+                    if let Some(reason) = self.close_reason() {
+                        return Poll::Ready(Err(reason));
+                    }
+                }
+                Poll::Pending
+            });
+            match count.await? {
+                0 => return Err(DownReason::Io(io::ErrorKind::WriteZero)),
+                count => at += count,
+            }
+        }
+        Ok(())
     }
 
     /// The reason that it was closed for, if it was.
@@ -248,6 +307,35 @@ impl Outgoing {
             // The sender is in self.
             Err(_) => DownReason::Closed,
         }
+    }
+}
+
+/// A timer that one task waits for; while it has not run out it costs a look.
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    registered: bool,
+}
+
+impl Timer {
+    fn at(at: Instant) -> Self {
+        Self {
+            sleep: Box::pin(sleep_until(at)),
+            registered: false,
+        }
+    }
+
+    fn reset(&mut self, at: Instant) {
+        self.sleep.as_mut().reset(at);
+        self.registered = false;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.registered && !self.sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        // Without budget it is not registered, and the task comes again at once.
+        self.registered = coop::has_budget_remaining();
+        self.sleep.as_mut().poll(cx)
     }
 }
 
@@ -289,10 +377,10 @@ impl Link {
             timings,
             ..
         } = &self;
+        // What ends the link is seen by the sending side.
         let (sent, received) = (self.sent.clone(), self.received.clone());
         // In random order: a busy receiver would use up the task's budget before each send.
         tokio::select! {
-            reason = outgoing.closed() => reason,
             reason = self.receive(reader, crypt, received) => reason,
             reason = self.send(writer, crypt, sent, outgoing, traffic, *timings) => reason,
         }
@@ -306,24 +394,25 @@ impl Link {
         let mut plain = Vec::new();
         let mut needed = LENGTH;
         let mut heard = Instant::now();
-        let silence = sleep_until(heard + self.timings.idle);
-        tokio::pin!(silence);
+        let mut silence = Timer::at(heard + self.timings.idle);
         loop {
             // A frame's room is taken as its bytes arrive, at most doubling.
             if buffer.capacity() - buffer.len() < READ / 4 {
                 buffer.reserve(READ);
             }
-            let read = tokio::select! {
-                biased;
-                read = reader.read_buf(&mut buffer) => read,
-                () = &mut silence => {
-                    // It is not set anew with each read.
-                    if heard.elapsed() >= self.timings.idle {
-                        return DownReason::Silent(self.timings.idle);
-                    }
-                    silence.as_mut().reset(heard + self.timings.idle);
-                    continue;
+            let read = poll_fn(|cx| {
+                if let Poll::Ready(read) = pin!(reader.read_buf(&mut buffer)).poll(cx) {
+                    return Poll::Ready(Some(read));
                 }
+                silence.poll(cx).map(|()| None)
+            });
+            let Some(read) = read.await else {
+                // It is not set anew with each read.
+                if heard.elapsed() >= self.timings.idle {
+                    return DownReason::Silent(self.timings.idle);
+                }
+                silence.reset(heard + self.timings.idle);
+                continue;
             };
             heard = Instant::now();
             match read {
@@ -406,26 +495,12 @@ impl Link {
         W: AsyncWrite + Unpin,
     {
         let ping = ping();
-        let mut pings = interval_at(Instant::now() + timings.ping, timings.ping);
-        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pings = Timer::at(Instant::now() + timings.ping);
         let mut batch = Vec::new();
         let mut wire = Vec::new();
         loop {
-            let (finishing, room) = {
-                let mut waiting = outgoing.waiting();
-                let mut bytes = 0;
-                while bytes < BATCH
-                    && let Some(frame) = waiting.frames.pop_front()
-                {
-                    bytes += frame.len();
-                    waiting.bytes -= frame.len();
-                    batch.push(frame);
-                }
-                let room = waiting.refused
-                    && waiting.frames.len() < MAX_RELAY_FRAMES / 2
-                    && waiting.bytes < MAX_RELAY_BYTES / 2;
-                waiting.refused &= !room;
-                (waiting.finishing, room)
+            let Some((finishing, room)) = outgoing.take(&mut batch) else {
+                return outgoing.closed().await;
             };
             // They are queued behind what is sent now.
             if room {
@@ -434,25 +509,35 @@ impl Link {
             if batch.is_empty() && finishing {
                 // The peer closes when it has read the goodbye; that ends the receiving loop. Closing
                 // first could reset the connection under it.
-                let _ = writer.shutdown().await;
-                tokio::time::sleep(timings.flush).await;
-                return DownReason::Shutdown;
+                let finish = async {
+                    let _ = writer.shutdown().await;
+                    tokio::time::sleep(timings.flush).await;
+                };
+                tokio::select! {
+                    reason = outgoing.closed() => return reason,
+                    () = finish => return DownReason::Shutdown,
+                }
             }
             let mut frames = batch.len() as u64;
             if batch.is_empty() {
-                tokio::select! {
-                    () = outgoing.more.notified() => continue,
-                    _ = pings.tick() => {
-                        crypt.append(&mut nonce, &ping, &mut wire);
-                        frames = 1;
+                let ping_due = poll_fn(|cx| {
+                    if outgoing.more.poll(cx).is_ready() {
+                        return Poll::Ready(false);
                     }
+                    pings.poll(cx).map(|()| true)
+                });
+                if !ping_due.await {
+                    continue;
                 }
+                pings.reset(Instant::now() + timings.ping);
+                crypt.append(&mut nonce, &ping, &mut wire);
+                frames = 1;
             }
             for frame in batch.drain(..) {
                 crypt.append(&mut nonce, &frame, &mut wire);
             }
-            if let Err(error) = writer.write_all(&wire).await {
-                return DownReason::Io(error.kind());
+            if let Err(reason) = outgoing.write(&mut writer, &wire).await {
+                return reason;
             }
             traffic.frames_out.fetch_add(frames, Ordering::Relaxed);
             traffic
