@@ -157,8 +157,12 @@ impl Database {
             },
         );
         self.collapsed.entry(key.to_vec()).or_default();
-        let known = self
-            .member(header.dmaster)
+        // Of a record that was never here, or of which nothing was kept, there is only a default header.
+        let kept = !header.flags.contains(RecordFlags::AUTOMATIC);
+        let left_for = self.left_for.get(key).copied().filter(|_| !kept);
+        let known = left_for
+            .filter(|owner| self.members.contains(*owner))
+            .or_else(|| self.member(header.dmaster))
             .filter(|owner| *owner != self.config.me);
         let Some(to) = known
             .or_else(|| self.lmaster(key))

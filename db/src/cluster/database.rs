@@ -108,6 +108,8 @@ pub struct Database {
     pub(super) parked: Parked,
     pub(super) tenures: BTreeMap<Key, Tenure>,
     pub(super) habits: BTreeMap<Key, Habit>,
+    /// Where records went of which nothing is kept here.
+    pub(super) left_for: BTreeMap<Key, Pnn>,
     pub(super) held: BTreeMap<Key, Held>,
     pub(super) sticky: Option<BTreeMap<Key, BootTime>>,
     pub(super) pushed: Pushed,
@@ -147,6 +149,7 @@ impl Database {
             parked: Parked::default(),
             tenures: BTreeMap::new(),
             habits: BTreeMap::new(),
+            left_for: BTreeMap::new(),
             held: BTreeMap::new(),
             sticky: None,
             pushed: Pushed::default(),

@@ -179,6 +179,7 @@ impl Database {
         self.waiting.extend(stopped);
         self.held.clear();
         self.tenures.clear();
+        self.left_for.clear();
         // Pushes of the old generation are not taken any more.
         self.pushed = Pushed::default();
         self.inbox.clear();

@@ -14,7 +14,7 @@ use super::store::Store;
 use super::types::{Effect, Key, Note, Work};
 use crate::record::{LtdbHeader, RecordFlags};
 
-/// Most records whose stay is remembered. Beyond, a record goes when it is asked for.
+/// Most records whose stay, or way, is remembered. Beyond, a record goes when it is asked for.
 pub(super) const MAX_TENURES: usize = 16_384;
 
 /// Nodes that wait for a record that stays: those whose calls went the longest way first, then in the
@@ -76,6 +76,9 @@ impl Database {
         let record = Record::new(key, &header, &data);
         let lmaster = self.lmaster(key);
         self.store(cx, key, &mut header, &data, false)?;
+        if data.is_empty() {
+            self.remember(key, to);
+        }
         self.scratch = data;
         self.tenures.remove(key);
         self.statistics.migrations_out += 1;
@@ -103,6 +106,15 @@ impl Database {
             }
         }
         Ok(())
+    }
+
+    /// Remembers where a record went whose copy may not be kept (D.2): only a hint, as a copy's pointer is.
+    fn remember(&mut self, key: &[u8], to: Pnn) {
+        if self.left_for.len() >= MAX_TENURES && !self.left_for.contains_key(key) {
+            // All is learned again.
+            self.left_for.clear();
+        }
+        self.left_for.insert(key.to_vec(), to);
     }
 
     /// `REQ_DMASTER`: the location master hears that a record moves, and sees to it.
@@ -210,6 +222,7 @@ impl Database {
         };
         let raise = !self.config.planted.has(Bug::RsnNotRaised);
         self.store(cx, &record.key, &mut header, &record.data, raise)?;
+        self.left_for.remove(&record.key);
         self.statistics.migrations_in += 1;
         if let Some(count) = self.hot.arrived(cx.now, &record.key) {
             let key = record.key.clone();
@@ -477,3 +490,6 @@ impl Database {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
