@@ -7,6 +7,7 @@
 //! A command is one or two HTTP exchanges with the daemon ([`client`]) and a text that a pure
 //! function makes of the answer; nothing is started for it.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -56,10 +57,22 @@ pub struct Surroundings {
 
 /// The process `ctdb`: arguments and environment in, exit code out.
 pub fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args_os()
+    // Anything else in place of such a byte would be another key, or another file.
+    let args: Result<Vec<String>, OsString> = std::env::args_os()
         .skip(1)
-        .map(|arg| arg.to_string_lossy().into_owned())
+        .map(OsString::into_string)
         .collect();
+    let args = match args {
+        Ok(args) => args,
+        Err(arg) => {
+            let text = format!(
+                "ctdb: the argument {arg:?} is not UTF-8; bytes of keys and values are given as \\ and \
+                 two hex digits, or from a file"
+            );
+            let _ = writeln!(std::io::stderr(), "{text}");
+            return ExitCode::from(Exit::Usage.code());
+        }
+    };
     let surroundings = Surroundings {
         paths: Paths::from_env(),
         timeout: std::env::var("CTDB_TIMEOUT").ok(),

@@ -512,6 +512,199 @@ fn files_with_transactions_are_changed_in_transactions() {
     assert!(text.contains("integrity is OK"), "{text}");
 }
 
+/// A shell script in a mount namespace of its own, where `$1` is the folder and `$ctdb` the program:
+/// what it prints. Nothing stays mounted.
+fn in_namespace(folder: &Folder, script: &str) -> String {
+    let mut command = folder.command("unshare", &[]);
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    let out = command
+        .args(["--mount", "sh", "-euc", script, "sh"])
+        .arg(folder.0.path())
+        .env("ctdb", env!("CARGO_BIN_EXE_ctdb"))
+        .output()
+        .expect("this test needs unshare (util-linux)");
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// Keys, values and files as they come: what works, works to the byte, and what cannot be done is
+/// said and changes nothing.
+#[test]
+fn odd_keys_and_files() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = Folder::new();
+    folder.ctdb(&["put", "a.tdb", "", ""]);
+    folder.ok(&["put", "a.tdb", "\\00\\FF", "\\0a"]);
+    folder.ok(&["put", "a.tdb", "--", "-k", "-v"]);
+    let mut keys: Vec<String> = folder
+        .ok(&["list", "a.tdb"])
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    keys.sort();
+    assert_eq!(keys, ["", "-k", "\\00\\FF"]);
+    assert_eq!(folder.ok(&["get", "a.tdb", ""]), "\n");
+    folder.ok(&["del", "a.tdb", ""]);
+    // A byte that is not UTF-8 must not become another key, nor another file.
+    let before = fs::read(folder.path("a.tdb")).unwrap();
+    for words in [
+        [&b"put"[..], b"--raw", b"a.tdb", b"\xFF", b"v"],
+        [b"put", b"--raw", b"a.tdb", b"k", b"\xFF"],
+        [b"put", b"--raw", b"\xFF.tdb", b"k", b"v"],
+    ] {
+        let mut command = folder.command(env!("CARGO_BIN_EXE_ctdb"), &["db", "file"]);
+        command.args(words.map(std::ffi::OsStr::from_bytes));
+        let out = command.output().unwrap();
+        assert_eq!(out.status.code(), Some(64));
+        assert!(text(&out.stderr).contains("is not UTF-8"), "{out:?}");
+    }
+    assert_eq!(fs::read(folder.path("a.tdb")).unwrap(), before);
+    assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1);
+
+    fs::write(folder.path("empty"), "").unwrap();
+    fs::write(folder.path("short"), "TDB file\n").unwrap();
+    let large = File::create(folder.path("large")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&large, &before, 0).unwrap();
+    large.set_len(5 << 30).unwrap();
+    std::os::unix::fs::symlink("loop", folder.path("loop")).unwrap();
+    nix::unistd::mkfifo(&folder.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (word, words) in [
+        ("no_database", &["list", "empty"][..]),
+        ("no_database", &["check", "short"]),
+        ("database", &["list", "large"]),
+        ("database", &["put", "large", "k", "v"]),
+        ("io", &["list", "loop"]),
+        ("database", &["check", "fifo"]),
+        ("database", &["put", "/dev/null", "k", "v"]),
+        ("io", &["convert", "--force", "a.tdb", "."]),
+    ] {
+        let (code, out, err) = folder.ctdb(&[&["--json"], words].concat());
+        let usage = code == 64 && words.last() == Some(&".");
+        assert!(
+            usage || (code == 1 && out.contains(&format!("\"{word}\""))),
+            "{words:?}: {out}{err}"
+        );
+    }
+    // What is no more than the beginning of a file is made one.
+    folder.ok(&["put", "empty", "k", "v"]);
+    assert_eq!(folder.ok(&["list", "empty"]), "k\n");
+}
+
+#[test]
+fn a_full_disk_and_a_read_only_one_cost_nothing() {
+    let folder = Folder::new();
+    let said = in_namespace(
+        &folder,
+        r#"
+        mount -t tmpfs -o size=2m none "$1"
+        cd "$1"
+        "$ctdb" db file put a.tdb first 1 2> /dev/null
+        for i in 1 2 3 4 5 6 7 8; do "$ctdb" db file put a.tdb "key$i" "$i"; done
+        "$ctdb" db file dump a.tdb > dump
+        mkdir read-only
+        cp a.tdb read-only
+        cp a.tdb before
+        big=$(head -c 60000 /dev/zero | tr '\0' x)
+        head -c 9000000 /dev/zero > filler 2> /dev/null || true
+        try() {
+            said=$("$ctdb" --json db file "$@" 2> /dev/null | tr -d '\n ' || true)
+            echo "$1 $said" | cut -d, -f1
+            [ "$("$ctdb" db file dump a.tdb)" = "$(cat dump)" ]
+            "$ctdb" db file check a.tdb | grep -q 'lost bytes *0'
+        }
+        try put a.tdb big "$big"
+        try put a.tdb first "$big"
+        try repack a.tdb
+        try convert a.tdb b.tdb
+        try convert --force a.tdb a.tdb
+        try restore b.tdb dump
+        try restore --force a.tdb dump
+        cmp a.tdb before
+        ls -A | tr '\n' ' '
+        echo
+        mount --bind read-only read-only
+        mount -o remount,ro,bind read-only
+        for words in 'list read-only/a.tdb' 'put read-only/a.tdb k v' 'put read-only/b.tdb k v' \
+            'repack read-only/a.tdb' 'convert a.tdb read-only/b.tdb' 'del read-only/a.tdb first'; do
+            code=0
+            "$ctdb" db file $words > /dev/null 2>&1 || code=$?
+            echo "$code $words"
+        done
+        cmp read-only/a.tdb before
+        rm filler
+        "$ctdb" db file put a.tdb first 2
+        "$ctdb" db file get a.tdb first
+        "#,
+    );
+    let full = |verb: &str| format!("{verb} {{\"error\":{{\"code\":\"no_space\"\n");
+    let wanted = [
+        "put", "put", "repack", "convert", "convert", "restore", "restore",
+    ]
+    .map(full)
+    .concat()
+        + "a.tdb before dump filler read-only \n\
+           0 list read-only/a.tdb\n1 put read-only/a.tdb k v\n1 put read-only/b.tdb k v\n\
+           1 repack read-only/a.tdb\n1 convert a.tdb read-only/b.tdb\n1 del read-only/a.tdb first\n2\n";
+    assert_eq!(said, wanted);
+}
+
+/// A program that is killed while it makes a file leaves the old one, and nothing under the new name.
+#[test]
+fn the_interrupted_leave_the_old_file() {
+    let folder = Folder::new();
+    folder.ctdb(&["put", "a.tdb", "key", "value"]);
+    fs::set_permissions(folder.path("a.tdb"), fs::Permissions::from_mode(0o640)).unwrap();
+    let before = fs::read(folder.path("a.tdb")).unwrap();
+    let dump = folder.ok(&["dump", "a.tdb"]);
+    let killed = |words: &[&str], input: &str| {
+        let words = [&["-t", "600", "db", "file"], words].concat();
+        let mut command = folder.command(env!("CARGO_BIN_EXE_ctdb"), &words);
+        let mut child = Holder(command.stdin(Stdio::piped()).spawn().unwrap());
+        let mut stdin = child.0.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).unwrap();
+        let unfinished = format!(".{}.new", child.0.id());
+        let begun = || {
+            fs::read_dir(folder.0.path()).unwrap().any(|entry| {
+                entry
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .ends_with(&unfinished)
+            })
+        };
+        while !begun() {
+            assert!(child.0.try_wait().unwrap().is_none(), "{words:?} ended");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
+        assert_eq!(fs::read(folder.path("a.tdb")).unwrap(), before);
+        assert!(!folder.path("b.tdb").exists());
+    };
+    killed(&["restore", "--force", "a.tdb"], &dump);
+    killed(&["restore", "b.tdb"], &dump);
+    // It waits for the records' locks.
+    let mut tdb = Tdb::open(folder.path("a.tdb"), &OpenOptions::default()).unwrap();
+    tdb.chain_lock(b"key", LockKind::Exclusive, Wait::Try)
+        .unwrap();
+    killed(&["convert", "a.tdb", "b.tdb"], "");
+    drop(tdb);
+    // What they left is in nobody's way, and whoever could use the file still can.
+    fs::write(folder.path("dump"), &dump).unwrap();
+    folder.ok(&["restore", "--force", "a.tdb", "dump"]);
+    folder.ok(&["convert", "a.tdb", "b.tdb"]);
+    for name in ["a.tdb", "b.tdb"] {
+        assert_eq!(folder.ok(&["get", name, "key"]), "value\n");
+        let mode = fs::metadata(folder.path(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o640, "{name}");
+    }
+}
+
 #[test]
 fn help_teaches() {
     let folder = Folder::new();

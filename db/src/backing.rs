@@ -82,6 +82,23 @@ impl Backing {
         }
     }
 
+    /// Has the medium hold room for bytes that are in the file, without changing them; where the file
+    /// system cannot promise that, nothing.
+    pub(crate) fn reserve(&self, at: u64, len: u64) -> io::Result<()> {
+        let Self::File(file) = self else {
+            return Ok(());
+        };
+        let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) else {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        };
+        // Never makes a file longer that was truncated under us.
+        let keep = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match nix::fcntl::fallocate(file, keep, at, len) {
+            Err(error) if !cannot_reserve(error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn sync(&mut self) -> io::Result<()> {
         match self {
             Self::File(file) => file.sync_data(),
@@ -122,6 +139,15 @@ fn grow_memory(bytes: &mut Vec<u8>, new: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether space has to be had by writing. A signal ends the call on a tmpfs of older kernels, again and
+/// again; writes go on after it.
+fn cannot_reserve(error: nix::Error) -> bool {
+    matches!(
+        error,
+        nix::Error::EOPNOTSUPP | nix::Error::EINVAL | nix::Error::ENOSYS | nix::Error::EINTR
+    )
+}
+
 /// Reserves the new range on the medium, so that a later write through somebody's map cannot hit a
 /// full disk.
 fn grow_file(file: &File, old: u64, new: u64) -> io::Result<()> {
@@ -130,7 +156,7 @@ fn grow_file(file: &File, old: u64, new: u64) -> io::Result<()> {
     };
     match nix::fcntl::posix_fallocate(file, start, len) {
         Ok(()) => Ok(()),
-        Err(nix::Error::EOPNOTSUPP | nix::Error::EINVAL | nix::Error::ENOSYS) => {
+        Err(error) if cannot_reserve(error) => {
             let fill = [FILL_WORD.to_ne_bytes()[0]; 8192];
             let mut at = old;
             while at < new {

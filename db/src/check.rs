@@ -40,9 +40,13 @@ enum List {
 }
 
 impl Tdb {
-    /// Checks everything: header, lists, records, hashes, tailers, the recovery area. Locks all
-    /// records for reading unless the handle is read-only or holds them. Memory: 12 bytes per
-    /// record, bounded by half of the file's size.
+    /// Checks everything: header, lists, records, hashes, tailers, the recovery area. A
+    /// read-only handle takes no lock: what others change meanwhile can then look like damage.
+    ///
+    /// * Locks: all records, shared.
+    /// * Errors: [`Error::Corrupt`] with the first fault, [`Error::Header`].
+    /// * Cost: every header, key and tailer read once; 12 bytes of memory per record, bounded by
+    ///   half of the file's size.
     pub fn check(&mut self) -> Result<CheckReport> {
         if self.locks.all.is_some() || self.read_only {
             return self.check_locked();

@@ -53,6 +53,10 @@ pub enum DumpError {
 }
 
 /// Writes all records to `out`, in the order of the traverse; the number of records.
+///
+/// * Locks: those of a traverse to read.
+/// * Errors: those of the stream, and of the traverse.
+/// * Cost: that of the traverse, and about three times the bytes written at most.
 pub fn dump(tdb: &mut Tdb, out: &mut impl Write) -> Result<u64, DumpError> {
     let mut failed = None;
     let count = tdb.traverse(TraverseKind::Read, |_, key, data| {
@@ -109,6 +113,11 @@ fn escape(text: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Stores the records of a dump, in one transaction: all of them or none. A key that exists, or
 /// comes twice, is [`Error::Exists`]. The number of records.
+///
+/// * Locks: those of a transaction.
+/// * Errors: [`Error::Exists`], those of the text and its stream, of a store and a commit; the file
+///   is then as it was.
+/// * Cost: a store per record, and a commit.
 pub fn restore(tdb: &mut Tdb, input: &mut impl BufRead) -> Result<u64, DumpError> {
     let mut transaction = tdb.transaction()?;
     let longest = transaction.max_record_len;
@@ -121,6 +130,10 @@ pub fn restore(tdb: &mut Tdb, input: &mut impl BufRead) -> Result<u64, DumpError
 
 /// Hands the records of a dump to `record`, in their order; the number of records. No line may be
 /// longer than a record of `max_record_len` bytes can make it.
+///
+/// * Locks: none.
+/// * Errors: those of the text and its stream, and what `record` says.
+/// * Cost: the memory of one record.
 pub fn read(
     input: &mut impl BufRead,
     max_record_len: u32,

@@ -186,8 +186,9 @@ pub enum Error {
         /// The lock.
         lock: LockName,
     },
-    /// A commit crashed, and this handle does not hold the locks to undo it.
-    #[error("{path} holds a half-done commit; whoever holds the real lock must recover it first", path = .path.display())]
+    /// A commit crashed, or is under way, and this handle may not write or does not hold the locks to
+    /// undo it.
+    #[error("{path} holds a half-done commit; a handle that may write and holds the locks must undo it first", path = .path.display())]
     NeedsRecovery {
         /// The file.
         path: PathBuf,

@@ -108,6 +108,10 @@ impl Daemons {
 
 impl Freezer {
     /// Opens the file, which must be the one with these numbers.
+    ///
+    /// * Locks: none.
+    /// * Errors: [`Error::Io`], [`Error::Replaced`], [`Error::Header`], [`Error::MutexFile`].
+    /// * Cost: some five system calls.
     pub fn open(path: &Path, device: u64, inode: u64) -> Result<Self> {
         let io = |doing| {
             move |source| Error::Io {
@@ -180,6 +184,10 @@ impl Freezer {
 
     /// One pass. `is_daemon` says of the number of a thread whether it is one of the daemon's;
     /// `thawing`: the daemon is giving back what it has of all records, so that does not count.
+    ///
+    /// * Locks: all records, as far as they are free now; held until [`Self::thaw`].
+    /// * Errors: [`Error::Io`], [`Error::Corrupt`] of the mutex area.
+    /// * Cost: it never waits; two system calls, with mutexes a look at those of all chains.
     pub fn pass(&mut self, is_daemon: &mut dyn FnMut(u32) -> bool, thawing: bool) -> Result<Pass> {
         if self.mutexes.is_none() {
             return self.pass_bytes();
@@ -346,6 +354,10 @@ impl Freezer {
     }
 
     /// A client that has a chain of a file without mutexes locked.
+    ///
+    /// * Locks: none.
+    /// * Errors: [`Error::Io`].
+    /// * Cost: one system call per lock of the daemon's that stands before it.
     pub fn client_in_the_way(&self) -> Result<Option<u32>> {
         let chains = chains_range(self.geometry);
         let (mut start, end) = (chains.start, chains.start + chains.len);
@@ -383,6 +395,10 @@ impl Freezer {
     }
 
     /// As [`Self::thaw`], when another handle holds all records of its own: the state stays as it is.
+    ///
+    /// * Locks: as [`Self::thaw`].
+    /// * Errors: as [`Self::thaw`].
+    /// * Cost: as [`Self::thaw`].
     pub fn thaw_beside(&mut self) -> Result<bool> {
         if self.all {
             return Ok(true);
@@ -396,6 +412,10 @@ impl Freezer {
     /// Makes the database look empty: every process finds no record and asks its daemon. To be called
     /// when a pass found [`Pass::Held`] or [`Pass::Closed`], of a daemon that will not come back. The
     /// space of the records is lost; whoever opens a `CLEAR_IF_FIRST` file first makes it new.
+    ///
+    /// * Locks: none is taken: all records are held, or closed.
+    /// * Errors: [`Error::Io`]; it can be done again.
+    /// * Cost: all heads are written.
     pub fn empty(&mut self) -> Result<()> {
         const ZEROS: [u8; 8192] = [0; 8192];
         let base = match &self.mutexes {
@@ -418,6 +438,10 @@ impl Freezer {
 
     /// Gives everything back. `false`: not yet, since the daemon has the mutex of all; to be called
     /// again.
+    ///
+    /// * Locks: all are given back.
+    /// * Errors: [`Error::Io`], [`Error::Corrupt`] of the mutex area, [`Error::WrongThread`].
+    /// * Cost: it never waits; one system call.
     pub fn thaw(&mut self) -> Result<bool> {
         if let Some(area) = &self.mutexes {
             if self.closed && !self.all {

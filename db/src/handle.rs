@@ -100,12 +100,20 @@ impl Tdb {
     }
 
     /// The change counter. No lock.
+    ///
+    /// * Locks: none.
+    /// * Errors: none of its own.
+    /// * Cost: one word read.
     pub fn sequence_number(&mut self) -> Result<u32> {
         self.storage
             .read_word(crate::format::field::SEQUENCE_NUMBER as u32)
     }
 
     /// Whether a transaction was ever committed to the file: then it has a recovery area. No lock.
+    ///
+    /// * Locks: none.
+    /// * Errors: none of its own.
+    /// * Cost: one word read.
     pub fn has_recovery_area(&mut self) -> Result<bool> {
         self.storage
             .read_word(crate::format::field::RECOVERY_START as u32)

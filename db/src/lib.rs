@@ -56,6 +56,24 @@
 //! longer. Lock order, of which the handle refuses the worst violations: transaction, all records,
 //! one chain, freelist.
 //!
+//! # Locks, errors, cost
+//!
+//! Each operation that can fail says which locks it takes (given back when it returns, unless it says
+//! otherwise), which errors are its own, and what it costs. Besides, every one that touches a
+//! file can end with [`Error::Busy`] (a lock was not to be had within the handle's wait),
+//! [`Error::LockOrder`] (it does not go with those that the handle holds),
+//! [`Error::Corrupt`], [`Error::Io`], [`Error::NoMemory`]; to every change [`Error::ReadOnly`] and
+//! [`Error::Prepared`]. A lock is one system call to take and one to give back if nobody has it; a
+//! mutex none. The first lock on data looks whether a commit crashed (two words) and undoes it. Reads
+//! and writes go through the map, without system calls; with `NOMMAP` each is one.
+//!
+//! # A full disk
+//!
+//! What finds no room is [`Error::NoSpace`], and the file is as it was, also where the disk is full
+//! under a hole of a file that somebody copied sparsely. One case is left: with `NOMMAP` on a file
+//! system that cannot reserve space (`fallocate`), an overwrite in place of more than a page can
+//! end between two pages.
+//!
 //! # What is read is not believed
 //!
 //! Every offset, length and link is checked before use; lists are bounded and loops noticed; memory

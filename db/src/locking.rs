@@ -345,6 +345,11 @@ impl Tdb {
 
     /// Locks all records, for reading or changing. Excludes every other writer, and with
     /// [`LockKind::Exclusive`] every reader. Not with a chain locked.
+    ///
+    /// * Locks: all records, until [`Self::unlock_all`]; counted.
+    /// * Errors: [`Error::LockOrder`] with a chain locked, or held in another kind.
+    /// * Cost: two system calls or more if chains are busy; with mutexes a sweep over those of all
+    ///   chains.
     pub fn lock_all(&mut self, kind: LockKind) -> Result<()> {
         if kind == LockKind::Exclusive {
             self.writable()?;
@@ -353,6 +358,11 @@ impl Tdb {
     }
 
     /// Gives the lock of [`Self::lock_all`] back.
+    ///
+    /// * Locks: all records are given back with the last count.
+    /// * Errors: [`Error::NotLocked`], [`Error::InTransaction`], [`Error::WrongThread`] with
+    ///   mutexes.
+    /// * Cost: one system call.
     pub fn unlock_all(&mut self) -> Result<()> {
         let Some(all) = &mut self.locks.all else {
             return Err(Error::NotLocked {
@@ -380,6 +390,11 @@ impl Tdb {
 
     /// Locks the chain of `key`: what follows under it is one atomic step to others. Locks are
     /// counted; give each back with [`Self::chain_unlock`]. At most one chain at a time.
+    ///
+    /// * Locks: that chain, until [`Self::chain_unlock`].
+    /// * Errors: [`Error::LockOrder`] with another chain locked, unless it is only tried.
+    /// * Cost: one system call; with mutexes as a rule none. The first lock that is held looks
+    ///   whether a commit crashed, and undoes it.
     pub fn chain_lock(&mut self, key: &[u8], kind: LockKind, wait: Wait) -> Result<()> {
         let name = LockName::Chain(self.chain_of(key));
         if self.locks.holds_data() && self.locks.find(name).is_none() && wait != Wait::Try {
@@ -390,17 +405,29 @@ impl Tdb {
     }
 
     /// Gives a lock of [`Self::chain_lock`] back.
+    ///
+    /// * Locks: that chain is given back with the last count.
+    /// * Errors: [`Error::NotLocked`], [`Error::WrongThread`] with mutexes.
+    /// * Cost: one system call; with mutexes as a rule none.
     pub fn chain_unlock(&mut self, key: &[u8]) -> Result<()> {
         self.unlock(LockName::Chain(self.chain_of(key)))
     }
 
     /// Takes the lock of the free list if it is free, so that stores and deletions until
     /// [`Self::unlock_free_list`] wait for nobody. Counted, like every lock.
+    ///
+    /// * Locks: the freelist, until [`Self::unlock_free_list`].
+    /// * Errors: [`Error::Busy`] at once.
+    /// * Cost: one system call; with mutexes none.
     pub fn try_free_list(&mut self) -> Result<()> {
         self.lock(LockName::Freelist, LockKind::Exclusive, Wait::Try)
     }
 
     /// Gives the lock of [`Self::try_free_list`] back.
+    ///
+    /// * Locks: the freelist is given back with the last count.
+    /// * Errors: [`Error::NotLocked`], [`Error::WrongThread`] with mutexes.
+    /// * Cost: one system call; with mutexes as a rule none.
     pub fn unlock_free_list(&mut self) -> Result<()> {
         self.unlock(LockName::Freelist)
     }
@@ -410,6 +437,10 @@ impl Tdb {
     /// marked handle cannot do: then [`Error::NeedsRecovery`]. Undone by [`Self::unlock_all`].
     ///
     /// The caller vouches for the real lock: without it, others see half-written records.
+    ///
+    /// * Locks: none; the caller's counts as this handle's.
+    /// * Errors: [`Error::LockOrder`] with any lock on data held, [`Error::NeedsRecovery`].
+    /// * Cost: two words read.
     pub fn mark_all(&mut self) -> Result<()> {
         self.writable()?;
         if self.locks.all.is_some() || self.locks.holds_data() {
@@ -428,11 +459,19 @@ impl Tdb {
     }
 
     /// As [`Self::mark_all`], for the chain of `key`. Undone by [`Self::chain_unlock`].
+    ///
+    /// * Locks: none; the caller's counts as this handle's.
+    /// * Errors: as [`Self::mark_all`].
+    /// * Cost: two words read.
     pub fn mark_chain(&mut self, key: &[u8]) -> Result<()> {
         self.mark_chain_number(self.chain_of(key))
     }
 
     /// As [`Self::mark_chain`], for the chain with that number.
+    ///
+    /// * Locks: none; the caller's counts as this handle's.
+    /// * Errors: as [`Self::mark_all`].
+    /// * Cost: two words read.
     pub fn mark_chain_number(&mut self, chain: u32) -> Result<()> {
         self.writable()?;
         let lock = LockName::Chain(chain);

@@ -59,7 +59,8 @@ pub struct OpenOptions {
     /// Create the file if it does not exist, or is no more than the beginning of a new one. (libtdb
     /// overwrites whatever does not begin with the magic.)
     pub create: bool,
-    /// Open for reading: no lock is taken, so what is read may be half written.
+    /// Open for reading: no lock is taken, so what is read may be half written. A file with a commit
+    /// that is half done at that moment is refused ([`Error::NeedsRecovery`]), as libtdb does.
     pub read_only: bool,
     /// Chains of a new file, 0: 131. An existing file keeps its own.
     pub hash_size: u32,
@@ -292,7 +293,15 @@ fn new_header(options: &OpenOptions, flags: OpenFlags, path: &Path) -> Result<(H
 
 impl Tdb {
     /// Opens or creates the file at `path` (A.6). Waits for the open lock; recovers what a crashed
-    /// commit left. Cost: some ten system calls.
+    /// commit left.
+    ///
+    /// * Locks: the open lock meanwhile; with `CLEAR_IF_FIRST` or mutexes the active lock, shared,
+    ///   until the handle is dropped; none if read-only or `NOLOCK`.
+    /// * Errors: [`Error::Header`] of what is no TDB file, [`Error::NotAFile`],
+    ///   [`Error::FileTooLarge`], [`Error::MutexFile`], [`Error::NoMutexes`], [`Error::BadFlags`];
+    ///   read-only, [`Error::NeedsRecovery`].
+    /// * Cost: some ten system calls; the writing of the heads if the file is made, of what a
+    ///   crashed commit changed if one is undone.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         Self::open_cancelled_by(path.as_ref(), options, None)
     }
@@ -367,7 +376,9 @@ impl Tdb {
         let mut tdb = Self::assemble(Backing::File(opening.file), path, &header, options, flags)?;
         tdb.mutexes = mutexes;
         tdb.cancelled = cancelled.cloned();
-        if !tdb.read_only {
+        if tdb.read_only {
+            tdb.refuse_half_done()?;
+        } else {
             tdb.recover_if_needed()?;
         }
         tdb.unlock_range(LockName::Open)?;
@@ -375,6 +386,10 @@ impl Tdb {
     }
 
     /// An empty database in memory, with the Jenkins hash unless `options` say otherwise.
+    ///
+    /// * Locks: none.
+    /// * Errors: [`Error::Header`] if that many chains are impossible, [`Error::NoMemory`].
+    /// * Cost: memory for the heads.
     pub fn internal(options: &OpenOptions) -> Result<Self> {
         let flags = (options.flags | OpenFlags::NOLOCK | OpenFlags::INCOMPATIBLE_HASH)
             .difference(OpenFlags::MUTEX_LOCKING);
@@ -391,6 +406,11 @@ impl Tdb {
     }
 
     /// A database in memory from the bytes of a file, whatever they are. Changes stay in memory.
+    ///
+    /// * Locks: none.
+    /// * Errors: [`Error::Header`], [`Error::FileTooLarge`], [`Error::Corrupt`] if the heads are
+    ///   not all there.
+    /// * Cost: the bytes stay where they are.
     pub fn from_bytes(bytes: Vec<u8>, options: &OpenOptions) -> Result<Self> {
         let path = PathBuf::from("(memory)");
         let header = Header::decode(&bytes).map_err(|fault| Error::Header {

@@ -186,6 +186,10 @@ impl Tdb {
     }
 
     /// The data of `key`. Locks its chain shared.
+    ///
+    /// * Locks: the chain of the key, shared.
+    /// * Errors: [`Error::TooLarge`] of a record beyond the handle's limit.
+    /// * Cost: the lock, a walk along the chain, a copy of the data.
     pub fn fetch(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let mut data = Vec::new();
         if let Some(found) = self.fetch_fast(key, &mut data)? {
@@ -203,6 +207,10 @@ impl Tdb {
 
     /// Appends the data of `key` to `data`; whether it exists. As [`Self::fetch`], without a vector of
     /// its own.
+    ///
+    /// * Locks: the chain of the key, shared.
+    /// * Errors: [`Error::TooLarge`], with `data` as it was.
+    /// * Cost: as [`Self::fetch`].
     pub fn fetch_into(&mut self, key: &[u8], data: &mut Vec<u8>) -> Result<bool> {
         if let Some(found) = self.fetch_fast(key, data)? {
             return Ok(found);
@@ -227,6 +235,10 @@ impl Tdb {
 
     /// What `look` makes of the data of `key`. It gets a copy, in a buffer that the handle keeps: the
     /// file's own bytes can change at any time. The chain is no longer locked when it runs.
+    ///
+    /// * Locks: the chain of the key, shared, while the data is copied.
+    /// * Errors: [`Error::TooLarge`].
+    /// * Cost: as [`Self::fetch`], as a rule without an allocation.
     pub fn fetch_with<T>(
         &mut self,
         key: &[u8],
@@ -244,6 +256,10 @@ impl Tdb {
     }
 
     /// Whether `key` exists. Locks its chain shared.
+    ///
+    /// * Locks: the chain of the key, shared.
+    /// * Errors: none of its own.
+    /// * Cost: the lock and a walk along the chain.
     pub fn exists(&mut self, key: &[u8]) -> Result<bool> {
         let hash = self.hash.hash(key);
         let chain = LockName::Chain(self.geometry.chain(hash));
@@ -263,6 +279,13 @@ impl Tdb {
     /// them: a lock and an unlock per chain, where libtdb needs four system calls per record. A
     /// write traverse locks for every record, so that `visit` never sees one that it has deleted; the
     /// record that it sees cannot be freed.
+    ///
+    /// * Locks: to read, a chain shared while it is copied, and a record shared where more of its
+    ///   chain is to come; to write, the transaction lock, and per record its chain exclusively and
+    ///   the record shared.
+    /// * Errors: what `visit` says, which ends it; [`Error::TooLarge`]; [`Error::LockOrder`] to
+    ///   write with all records locked shared.
+    /// * Cost: all records copied once; the heads of empty chains are only looked at.
     pub fn traverse(
         &mut self,
         kind: TraverseKind,
@@ -301,6 +324,10 @@ impl Tdb {
 
     /// Shows `visit` the records of one chain, under its lock, for which it waits as `wait` says. One
     /// record is copied at a time. `visit` must not use the file.
+    ///
+    /// * Locks: that chain, shared.
+    /// * Errors: [`Error::NoChain`], [`Error::TooLarge`].
+    /// * Cost: the lock, and a copy of each record.
     pub fn visit_chain(
         &mut self,
         chain: u32,
@@ -338,6 +365,10 @@ impl Tdb {
     }
 
     /// The first chain from `chain` on that has records, as it was a moment ago; no lock.
+    ///
+    /// * Locks: none.
+    /// * Errors: none of its own.
+    /// * Cost: the heads up to that chain are read, 4 bytes each.
     pub fn next_used_chain(&mut self, chain: u32) -> Result<Option<u32>> {
         let mut heads = Heads::default();
         for chain in chain..self.geometry.hash_size() {

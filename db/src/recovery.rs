@@ -38,6 +38,19 @@ impl Tdb {
         Ok(record.is_some_and(|(_, record)| record.kind() == RecordKind::Recovery))
     }
 
+    /// Refuses a file whose commit is half done, for a handle that can only read and so cannot undo it.
+    /// Any other damage is found by what meets it.
+    pub(crate) fn refuse_half_done(&mut self) -> Result<()> {
+        match self.recovery_record() {
+            Ok(Some((_, record))) if record.kind() == RecordKind::Recovery => {
+                Err(Error::NeedsRecovery {
+                    path: self.path().to_path_buf(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether this handle locks a file that others use.
     pub(crate) fn is_locking(&self) -> bool {
         self.storage.file().is_some() && !self.flags.contains(crate::OpenFlags::NOLOCK)
@@ -85,7 +98,12 @@ impl Tdb {
             while done < len {
                 let piece = (len - done).min(buf.len() as u32) as usize;
                 self.storage.read(from + done, &mut buf[..piece])?;
-                self.storage.write(to + done, &buf[..piece])?;
+                if let Err(error) = self.storage.write(to + done, &buf[..piece])
+                    && !self.storage.equals(to + done, &buf[..piece])?
+                {
+                    // A hole on a full disk, where the commit ended too, is as it was.
+                    return Err(error);
+                }
                 done += piece as u32;
             }
         }

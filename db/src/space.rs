@@ -348,6 +348,65 @@ impl Tdb {
         Ok((offset, requested))
     }
 
+    /// Takes the record that was at `offset` and became free, out of the free record that it is, or that
+    /// it is part of by now. The freelist is locked. `None`: it is not free any more.
+    pub(crate) fn take_back(&mut self, offset: u32, rec_len: u32) -> Result<Option<Place>> {
+        let end = offset + RECORD_LEN + rec_len;
+        let mut link = FREELIST_TOP;
+        let mut guard = LoopGuard::new(self.storage.size());
+        let mut at = self.storage.read_word(link)?;
+        while at != 0 {
+            if !guard.step(at) {
+                return Err(self.storage.corrupt(at, Fault::Cycle));
+            }
+            let mut record = self.read_checked(at)?;
+            let record_end = at + RECORD_LEN + record.rec_len;
+            // What is left and right of it were records, so it is none or enough for one.
+            let fits = |len: u32| len == 0 || len >= RECORD_LEN + TAILER_LEN;
+            let around = at <= offset && end <= record_end;
+            if around && record.kind() == RecordKind::Free {
+                if !fits(offset - at) || !fits(record_end - end) {
+                    return Ok(None);
+                }
+                // Whoever dies between has lost space, or left a used record in the list.
+                let right = (end < record_end).then_some(end);
+                if let Some(right) = right {
+                    let rest = RecordHeader {
+                        rec_len: record_end - end - RECORD_LEN,
+                        magic: USED_MAGIC,
+                        ..record
+                    };
+                    self.storage.write_record(right, &rest)?;
+                    self.write_tailer(right, &rest)?;
+                    record.next = right;
+                }
+                let taken = RecordHeader {
+                    next: record.next,
+                    rec_len,
+                    magic: USED_MAGIC,
+                    ..RecordHeader::default()
+                };
+                self.storage.write_record(offset, &taken)?;
+                self.write_tailer(offset, &taken)?;
+                if at == offset {
+                    self.storage.write_word(link, record.next)?;
+                } else {
+                    record.rec_len = offset - at - RECORD_LEN;
+                    self.write_tailer(at, &record)?;
+                    self.storage.write_word(at + 4, record.rec_len)?;
+                    self.storage.write_word(at, record.next)?;
+                }
+                if let Some(right) = right {
+                    self.storage.write_word(right + MAGIC_AT, FREE_MAGIC)?;
+                }
+                return Ok(Some((offset, rec_len)));
+            }
+            link = at;
+            at = record.next;
+        }
+        Ok(None)
+    }
+
     /// Takes a record of exactly `rec_len` bytes or a little more, without growing the file.
     pub(crate) fn take_free(&mut self, rec_len: u32) -> Result<Option<Place>> {
         for _ in 0..16 {

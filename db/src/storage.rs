@@ -257,10 +257,12 @@ impl Storage {
 
     /// Reads the file itself, below a transaction.
     pub(crate) fn read_below(&self, offset: u32, buf: &mut [u8]) -> Result<()> {
+        // What the map cannot give, a system call gives (a hole of a full tmpfs), or says why not.
         if let Some(map) = &self.map
             && map.read(offset as usize, buf)
+            && !map.has_faulted()
         {
-            return self.was_there(map, offset);
+            return Ok(());
         }
         self.backing
             .read_at(self.base + u64::from(offset), buf)
@@ -284,21 +286,43 @@ impl Storage {
                 _ => map.write(at, data),
             };
             if written {
-                return self.was_there(map, offset);
+                if map.has_faulted() {
+                    return self.write_past_map(offset, data);
+                }
+                return Ok(());
             }
         }
         self.write_last(offset, data)
+    }
+
+    /// Writes once more, by a system call, what was lost with the map: then it is written, or the
+    /// system says why not (a full disk under a hole). Never beyond the end of a truncated file.
+    #[cold]
+    fn write_past_map(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        let end = self.base + u64::from(offset) + data.len() as u64;
+        match self.backing.len() {
+            Ok(len) if end <= len => self.write_last(offset, data),
+            _ => Err(self.corrupt(offset, Fault::Truncated)),
+        }
     }
 
     /// Writes the file itself by a system call, which also sets its modification time.
     pub(crate) fn write_last(&mut self, offset: u32, data: &[u8]) -> Result<()> {
         self.backing
             .write_at(self.base + u64::from(offset), data)
-            .map_err(|e| Error::Io {
-                doing: "write",
+            .map_err(|e| self.refused("write", data.len() as u32, e))
+    }
+
+    /// The medium did not take `wanted` bytes.
+    #[cold]
+    fn refused(&self, doing: &'static str, wanted: u32, source: io::Error) -> Error {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace {
                 path: self.path.clone(),
-                source: e,
-            })
+                wanted,
+            },
+            _ => self.io_error(doing, source),
+        }
     }
 
     /// Reads `buf.len()` bytes at `offset`.
@@ -345,7 +369,10 @@ impl Storage {
             && let Some(map) = self.plain_map()
             && map.write(offset as usize, data)
         {
-            return self.was_there(map, offset);
+            if map.has_faulted() {
+                return self.write_past_map(offset, data);
+            }
+            return Ok(());
         }
         let len = u32::try_from(data.len()).map_err(|_| Error::TooLarge(data.len() as u64))?;
         self.covers(offset, len)?;
@@ -408,7 +435,10 @@ impl Storage {
         if let Some(map) = self.plain_map()
             && map.append_to(offset as usize, wanted, bytes)
         {
-            return self.was_there(map, offset);
+            if !map.has_faulted() {
+                return Ok(());
+            }
+            bytes.truncate(before);
         }
         bytes.resize(before + wanted, 0);
         self.read(offset, &mut bytes[before..])
@@ -419,8 +449,8 @@ impl Storage {
     pub(crate) fn equals(&mut self, offset: u32, expected: &[u8]) -> Result<bool> {
         if let Some(map) = self.plain_map()
             && let Some(same) = map.equals(offset as usize, expected)
+            && !map.has_faulted()
         {
-            self.was_there(map, offset)?;
             return Ok(same);
         }
         let mut buf = [0; 4096];
@@ -605,7 +635,10 @@ impl Storage {
             && let Some(map) = self.plain_map()
             && map.store(offset as usize, self.ordered(word))
         {
-            return self.was_there(map, offset);
+            if map.has_faulted() {
+                return self.write_past_map(offset, &self.order.bytes(word));
+            }
+            return Ok(());
         }
         self.write(offset, &self.order.bytes(word))
     }
@@ -657,17 +690,7 @@ impl Storage {
         let (from, to) = (self.base + u64::from(old), self.base + u64::from(new));
         self.backing
             .grow(from, to)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace {
-                    path: self.path.clone(),
-                    wanted: new - old,
-                },
-                _ => Error::Io {
-                    doing: "extend",
-                    path: self.path.clone(),
-                    source,
-                },
-            })?;
+            .map_err(|source| self.refused("extend", new - old, source))?;
         self.follow(new);
         Ok(())
     }
@@ -679,6 +702,32 @@ impl Storage {
             path: self.path.clone(),
             source,
         })
+    }
+
+    /// Makes sure that bytes can be written before the first of them is: the medium may be full under
+    /// a hole, and what is overwritten shall be there whole, old or new. Without a map only for what
+    /// lies in more than one page: a single one takes all or nothing.
+    pub(crate) fn make_room(&mut self, offset: u32, len: u32) -> Result<()> {
+        self.covers(offset, len)?;
+        if self.overlay.is_some() || len == 0 {
+            return Ok(());
+        }
+        let (first, last) = (offset / self.page, (offset + len - 1) / self.page);
+        if self.access == Access::MapToWrite
+            && let Some(map) = &self.map
+        {
+            let mut starts = (first..=last).map(|page| offset.max(page * self.page));
+            if starts.all(|at| map.touch(at as usize).is_some() && !map.has_faulted()) {
+                return Ok(());
+            }
+        } else if first == last {
+            return Ok(());
+        }
+        let reserved = self
+            .backing
+            .reserve(self.base + u64::from(offset), len.into());
+        reserved.map_err(|source| self.refused("write", len, source))?;
+        self.refresh()
     }
 
     /// From now on changes go to copies.

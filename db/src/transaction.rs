@@ -58,12 +58,20 @@ pub struct Transaction<'a> {
 
 impl Transaction<'_> {
     /// Makes the changes permanent, see [`Tdb::transaction_commit`].
+    ///
+    /// * Locks: all are given back, whether it succeeds or not.
+    /// * Errors: those of [`Tdb::transaction_commit`].
+    /// * Cost: that of [`Tdb::transaction_commit`].
     pub fn commit(mut self) -> Result<()> {
         self.open = false;
         self.tdb.transaction_commit()
     }
 
     /// Drops the changes.
+    ///
+    /// * Locks: all are given back.
+    /// * Errors: those of [`Tdb::transaction_cancel`].
+    /// * Cost: that of [`Tdb::transaction_cancel`].
     pub fn cancel(mut self) -> Result<()> {
         self.open = false;
         self.tdb.transaction_cancel()
@@ -94,6 +102,10 @@ impl Drop for Transaction<'_> {
 
 impl Tdb {
     /// Starts a transaction as a guard, see [`Self::transaction_start`].
+    ///
+    /// * Locks: those of [`Self::transaction_start`].
+    /// * Errors: those of [`Self::transaction_start`].
+    /// * Cost: that of [`Self::transaction_start`].
     pub fn transaction(&mut self) -> Result<Transaction<'_>> {
         self.transaction_start()?;
         Ok(Transaction {
@@ -111,6 +123,13 @@ impl Tdb {
     /// leave; others can read until the commit. Not inside a traverse or with a lock held - except the
     /// exclusive lock on all records, real or marked: then no other lock is needed, nobody reads
     /// meanwhile, and the lock stays when the transaction is over.
+    ///
+    /// * Locks: the transaction lock, exclusively, and all records, shared; held until it is
+    ///   committed or cancelled.
+    /// * Errors: [`Error::InTransaction`] with `DISALLOW_NESTING`, [`Error::InTraverse`],
+    ///   [`Error::LockOrder`].
+    /// * Cost: the locks; with mutexes a sweep over those of all chains. Changes then cost memory:
+    ///   each block (a page) once.
     pub fn transaction_start(&mut self) -> Result<()> {
         self.writable()?;
         if let Some(running) = &mut self.running {
@@ -156,6 +175,10 @@ impl Tdb {
     }
 
     /// Drops the changes. Of a nested transaction: the outer one can then only be cancelled too.
+    ///
+    /// * Locks: all are given back.
+    /// * Errors: [`Error::NoTransaction`].
+    /// * Cost: nothing is written, unless it was prepared: then the old content.
     pub fn transaction_cancel(&mut self) -> Result<()> {
         let running = self.running.as_mut().ok_or(Error::NoTransaction)?;
         if running.depth > 0 {
@@ -171,6 +194,12 @@ impl Tdb {
     /// [`Self::transaction_commit`] or [`Self::transaction_cancel`] may follow; nobody else reads or
     /// writes until then, and a crash brings the old content back. Of a nested transaction: nothing.
     /// If it fails the transaction is cancelled.
+    ///
+    /// * Locks: all records and the open lock, exclusively, until the end.
+    /// * Errors: [`Error::NoTransaction`], [`Error::Prepared`], [`Error::NestedCancelled`],
+    ///   [`Error::LockOrder`] with a chain locked, [`Error::NoSpace`].
+    /// * Cost: what the changed blocks held is written once; two syncs, one more if the recovery
+    ///   area is made or moves.
     pub fn transaction_prepare_commit(&mut self) -> Result<()> {
         let running = self.running.ok_or(Error::NoTransaction)?;
         if running.depth > 0 {
@@ -222,6 +251,12 @@ impl Tdb {
     /// storage (unless the handle has `NOSYNC`); on an error before the last step the old content
     /// is back, and the error of the last sync alone leaves open which of the two a crash of the
     /// machine would bring.
+    ///
+    /// * Locks: all records and the open lock, exclusively, meanwhile; then all are given back.
+    /// * Errors: as [`Self::transaction_prepare_commit`]; [`Error::Io`] or [`Error::NoSpace`] of
+    ///   the writing.
+    /// * Cost: each changed block written twice, four syncs (none with `NOSYNC`); a repack if the
+    ///   file grew and its free space is scattered.
     pub fn transaction_commit(&mut self) -> Result<()> {
         let running = self.running.as_mut().ok_or(Error::NoTransaction)?;
         if running.depth > 0 {
@@ -514,8 +549,11 @@ impl Tdb {
         }
     }
 
-    /// Writes all records anew, without gaps between them, in a transaction. Needs memory for all
-    /// of them.
+    /// Writes all records anew, without gaps between them, in a transaction.
+    ///
+    /// * Locks: those of a transaction.
+    /// * Errors: those of a transaction, and [`Error::TooLarge`]; the file is then as it was.
+    /// * Cost: the memory of all records up to three times, and a commit of nearly the whole file.
     pub fn repack(&mut self) -> Result<()> {
         let mut transaction = self.transaction()?;
         let mut records = Vec::new();

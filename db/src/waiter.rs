@@ -129,6 +129,10 @@ impl fmt::Debug for Release {
 
 impl Grant {
     /// The handle works under the lock from now on, see [`Tdb::mark_all`].
+    ///
+    /// * Locks: none; the waiting thread holds it.
+    /// * Errors: those of [`Tdb::mark_all`] and [`Tdb::mark_chain`].
+    /// * Cost: two words read.
     pub fn mark(&self, tdb: &mut Tdb) -> Result<()> {
         match self.target {
             Target::AllRecords => tdb.mark_all(),
@@ -142,6 +146,10 @@ impl Grant {
     }
 
     /// Undoes [`Self::mark`].
+    ///
+    /// * Locks: none; the waiting thread holds it until [`Self::release`].
+    /// * Errors: [`Error::NotLocked`].
+    /// * Cost: no system call.
     pub fn unmark(&self, tdb: &mut Tdb) -> Result<()> {
         match self.target {
             Target::AllRecords => tdb.unlock_all(),
@@ -240,6 +248,11 @@ impl Waiters {
 
     /// `ticket` waits for a lock that was found busy. Tickets are the caller's; each should wait for
     /// one lock only.
+    ///
+    /// * Locks: none in this thread; the lock is taken by a waiting one, which holds it until it is
+    ///   released.
+    /// * Errors: [`Refused`] at the bounds of [`WaiterOptions`], or if no thread can be had.
+    /// * Cost: a thread is started if none is idle; it never waits.
     pub fn wait(&mut self, target: Target, ticket: u64) -> std::result::Result<Waiting, Refused> {
         let mut inner = lock(&self.shared.inner);
         inner.interrupt_cancelled();

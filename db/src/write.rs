@@ -10,6 +10,7 @@ use crate::handle::Tdb;
 use crate::lock::{LockKind, LockName};
 use crate::open::OpenFlags;
 use crate::read::Found;
+use crate::space::Place;
 
 /// What a store expects of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,13 @@ impl Tdb {
     ///
     /// A process that dies meanwhile can leave the key without a record; use a transaction where
     /// that matters. If the file cannot grow, the old record stays.
+    ///
+    /// * Locks: the chain of the key, exclusively; the freelist if the record needs another place,
+    ///   and for a moment, if it is free, a record that becomes free.
+    /// * Errors: [`Error::Exists`] to insert, [`Error::NotFound`] to modify, [`Error::TooLarge`],
+    ///   [`Error::NoSpace`]. After any of these the record is as it was.
+    /// * Cost: the locks, a walk along the chain, a copy of the data; in another place a walk along
+    ///   the freelist; sometimes the file grows, by a quarter or more.
     pub fn store(&mut self, key: &[u8], data: &[u8], mode: StoreMode) -> Result<()> {
         self.writable()?;
         let hash = self.hash.hash(key);
@@ -38,6 +46,10 @@ impl Tdb {
     }
 
     /// Appends `data` to what is stored under `key`, if anything. One atomic step to others.
+    ///
+    /// * Locks: as [`Self::store`], all the time.
+    /// * Errors: as [`Self::store`].
+    /// * Cost: as a fetch and a store.
     pub fn append(&mut self, key: &[u8], data: &[u8]) -> Result<()> {
         self.writable()?;
         let hash = self.hash.hash(key);
@@ -56,6 +68,12 @@ impl Tdb {
 
     /// Deletes `key`; [`Error::NotFound`] if it does not exist. Locks its chain exclusively and, if
     /// the space becomes free, the freelist.
+    ///
+    /// * Locks: the chain of the key, exclusively; if space becomes free the freelist, and for a
+    ///   moment the record.
+    /// * Errors: [`Error::NotFound`].
+    /// * Cost: the locks, and a walk along the chain; with dead records kept (`VOLATILE`) the
+    ///   freelist is seldom needed.
     pub fn delete(&mut self, key: &[u8]) -> Result<()> {
         self.writable()?;
         let hash = self.hash.hash(key);
@@ -80,7 +98,7 @@ impl Tdb {
         }
         let Some(found) = found else {
             let place = self.allocate(hash, payload)?;
-            self.link_record(place, key, data, hash)?;
+            self.link_or_free(place, key, data, hash)?;
             return self.count_change();
         };
         if self.update_in_place(&found, key, data)? {
@@ -109,9 +127,15 @@ impl Tdb {
         payload: u32,
     ) -> Result<()> {
         let old = self.data_of(found)?;
+        // So that it can be put back.
+        let whole = RECORD_LEN + found.record.rec_len;
+        self.storage.make_room(found.offset, whole)?;
         self.delete_found(found, hash)?;
-        match self.allocate(hash, payload) {
-            Ok(place) => self.link_record(place, key, data, hash),
+        let placed = self
+            .allocate(hash, payload)
+            .and_then(|place| self.link_or_free(place, key, data, hash));
+        match placed {
+            Ok(()) => Ok(()),
             Err(full) => {
                 self.put_back(found, key, &old, hash)?;
                 Err(full)
@@ -137,7 +161,12 @@ impl Tdb {
             return self.storage.write_record(dead.offset, &alive);
         }
         self.with_lock(LockName::Freelist, LockKind::Exclusive, |tdb| {
-            match tdb.take_free(found.record.rec_len)? {
+            // Elsewhere only if others have taken it meanwhile.
+            let place = match tdb.take_back(found.offset, found.record.rec_len)? {
+                Some(place) => Some(place),
+                None => tdb.take_free(found.record.rec_len)?,
+            };
+            match place {
                 Some(place) => tdb.link_record(place, key, old, hash),
                 None => Ok(()),
             }
@@ -156,6 +185,11 @@ impl Tdb {
         if u64::from(record.rec_len) < needed {
             return Ok(false);
         }
+        let needed = RECORD_LEN + record.key_len + data.len() as u32;
+        // A single page takes all or nothing.
+        if found.offset % self.storage.page() + needed > self.storage.page() {
+            self.storage.make_room(found.offset, needed)?;
+        }
         self.storage.write(data_at, data)?;
         if !same_len {
             let changed = RecordHeader {
@@ -167,11 +201,33 @@ impl Tdb {
         Ok(true)
     }
 
+    /// As [`Self::link_record`]; if the medium does not take it, the place becomes free again.
+    fn link_or_free(&mut self, place: Place, key: &[u8], data: &[u8], hash: u32) -> Result<()> {
+        let linked = self.link_record(place, key, data, hash);
+        if linked.is_err() {
+            let (offset, rec_len) = place;
+            let unused = RecordHeader {
+                rec_len,
+                ..RecordHeader::default()
+            };
+            // Space is lost if this fails too; why the first failed is what is told.
+            let head = self.geometry.head(self.geometry.chain(hash));
+            let _ = self.with_lock(LockName::Freelist, LockKind::Exclusive, |tdb| {
+                // Never what the chain leads to.
+                if tdb.storage.read_word(head)? == offset {
+                    return Ok(());
+                }
+                tdb.free(offset, unused)
+            });
+        }
+        linked
+    }
+
     /// Fills an allocated record and links it at the head of its chain, with the last word
     /// written.
     fn link_record(
         &mut self,
-        (offset, rec_len): (u32, u32),
+        (offset, rec_len): Place,
         key: &[u8],
         data: &[u8],
         hash: u32,
@@ -239,6 +295,10 @@ impl Tdb {
     }
 
     /// Counts a change in the header whether or not the handle does that by itself.
+    ///
+    /// * Locks: none; without a map, the sequence number's.
+    /// * Errors: none of its own.
+    /// * Cost: one step in the map.
     pub fn increment_sequence_number(&mut self) -> Result<()> {
         self.writable()?;
         let flags = self.flags;
@@ -249,6 +309,10 @@ impl Tdb {
     }
 
     /// Empties the database. Locks all records. Not during a traverse of this handle.
+    ///
+    /// * Locks: all records, exclusively.
+    /// * Errors: [`Error::InTraverse`], [`Error::LockOrder`] with a chain locked.
+    /// * Cost: the lock, and all heads written; the records are not touched.
     pub fn wipe_all(&mut self) -> Result<()> {
         self.writable()?;
         if !self.positions.is_empty() {

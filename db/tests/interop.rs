@@ -674,6 +674,91 @@ fn creating_costs_no_data() {
     assert_eq!(reader.fetch(b"k").unwrap(), None);
 }
 
+/// Arms the recovery area of a file that was committed to: its state before the last step of the commit.
+fn arm(path: &Path) {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    let bytes = std::fs::read(path).unwrap();
+    let area = u32::from_ne_bytes(bytes[44..48].try_into().unwrap());
+    file.write_all_at(&0xF53B_C0E7u32.to_ne_bytes(), u64::from(area) + 20)
+        .unwrap();
+}
+
+/// libtdb crashes in its first commit, recovers, and commits again: its check then sees damage where
+/// there is none (I.1). Ours finds the file sound, and says how much space is lost.
+#[test]
+fn libtdbs_false_alarm_is_none_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    let mut libtdb = Libtdb::open(&path, OpenFlags::empty(), 3);
+    for line in ["put 61 01", "begin", "put 61 02", "commit"] {
+        libtdb.ask(line);
+    }
+    drop(libtdb);
+    arm(&path);
+    let mut libtdb = Libtdb::open(&path, OpenFlags::empty(), 3);
+    assert_eq!(libtdb.ask("get 61"), "data 01");
+    for line in ["begin", "put 62 03", "commit"] {
+        libtdb.ask(line);
+    }
+    drop(libtdb);
+    let libtdbs = Command::new("tdbtool")
+        .arg(&path)
+        .arg("check")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&libtdbs.stdout);
+    assert!(
+        text.contains("check for the opened database failed"),
+        "{text}"
+    );
+    let mut tdb = open(&path, OpenFlags::empty(), 0);
+    let report = tdb.check().unwrap();
+    assert!(report.used == 2 && report.lost_bytes > 0, "{report:?}");
+    assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), [1]);
+    assert_eq!(tdb.fetch(b"b").unwrap().unwrap(), [3]);
+    // Repacked, both are content.
+    tdb.repack().unwrap();
+    assert_eq!(tdb.check().unwrap().lost_bytes, 0);
+    drop(tdb);
+    tool_check(&path);
+}
+
+/// A commit that is half done: who can only read the file is told so, by libtdb too, and shown no
+/// mixture (A.11); who may write undoes it.
+#[test]
+fn a_half_done_commit_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.tdb");
+    {
+        let mut tdb = open(&path, OpenFlags::empty(), 3);
+        tdb.store(b"a", b"old", StoreMode::Replace).unwrap();
+        let mut transaction = tdb.transaction().unwrap();
+        transaction.store(b"a", b"new", StoreMode::Replace).unwrap();
+        transaction.commit().unwrap();
+    }
+    arm(&path);
+    let reading = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let error = Tdb::open(&path, &reading).unwrap_err();
+    assert!(matches!(error, Error::NeedsRecovery { .. }), "{error}");
+    let libtdb = Command::new("/usr/bin/python3")
+        .args([
+            "-c",
+            "import os, sys, tdb; tdb.Tdb(sys.argv[1], 0, 0, os.O_RDONLY)",
+        ])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(!libtdb.status.success(), "{libtdb:?}");
+    let mut tdb = open(&path, OpenFlags::empty(), 3);
+    assert_eq!(tdb.fetch(b"a").unwrap().unwrap(), b"old");
+    let mut reader = Tdb::open(&path, &reading).unwrap();
+    assert_eq!(reader.fetch(b"a").unwrap().unwrap(), b"old");
+}
+
 /// The tools read our dumps and we read theirs.
 #[test]
 fn dumps_are_those_of_the_tools() {

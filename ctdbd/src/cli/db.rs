@@ -284,6 +284,7 @@ fn io_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
     let (exit, code) = match error.kind() {
         io::ErrorKind::NotFound => (Exit::NotFound, "no_such_file"),
         io::ErrorKind::AlreadyExists => (Exit::NotNow, "exists"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Exit::Failed, "no_space"),
         _ => (Exit::Failed, "io"),
     };
     Failure::new(exit, code, text)
@@ -305,6 +306,7 @@ impl From<Error> for Failure {
             }
             Error::Header { .. } => (Exit::Failed, "no_database"),
             Error::Corrupt { .. } => (Exit::Failed, "corrupt"),
+            Error::NoSpace { .. } => (Exit::Failed, "no_space"),
             Error::ReadOnly
             | Error::MutexFile { .. }
             | Error::NeedsRecovery { .. }

@@ -188,6 +188,8 @@ pub(super) fn restore(
     force: bool,
 ) -> Result<(), Failure> {
     let kind = Kind::DEFAULT.with(format)?;
+    // Who could use the former file can use this one.
+    let like = target.exists().then_some(target);
     let mut input: Box<dyn BufRead> = match from {
         None => Box::new(io::stdin().lock()),
         Some(path) => Box::new(BufReader::new(
@@ -199,7 +201,7 @@ pub(super) fn restore(
     let records = dump::read(&mut input, limit, |key, value| {
         Ok(tdb.store(key, value, StoreMode::Insert)?)
     })?;
-    file.finish(tdb, None, force)?;
+    file.finish(tdb, like, force)?;
     told(context, target, records)
 }
 
