@@ -66,8 +66,9 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(arg) => {
             let text = format!(
-                "ctdb: the argument {arg:?} is not UTF-8; bytes of keys and values are given as \\ and \
-                 two hex digits, or from a file"
+                "ctdb: the argument {} is not UTF-8; bytes of keys and values are given as \\ and \
+                 two hex digits, or from a file",
+                arg.display()
             );
             let _ = writeln!(std::io::stderr(), "{text}");
             return ExitCode::from(Exit::Usage.code());
