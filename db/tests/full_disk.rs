@@ -81,7 +81,7 @@ impl Full {
     fn fill(folder: &Path) -> Self {
         let path = folder.join("filler");
         let mut file = File::create(&path).unwrap();
-        let piece = [1; 1 << 16];
+        let piece = vec![1; 1 << 16];
         let full = loop {
             // What fits of a piece is written first.
             if let Err(error) = file.write_all(&piece) {
@@ -128,7 +128,7 @@ fn with_holes(folder: &Path, flags: OpenFlags) -> (PathBuf, Content) {
             tdb.store(format!("key{i}").as_bytes(), &data, StoreMode::Insert)
                 .unwrap();
         }
-        tdb.store(b"zeros", &[0; 30_000], StoreMode::Insert)
+        tdb.store(b"zeros", &vec![0; 30_000], StoreMode::Insert)
             .unwrap();
     }
     sparse(&made, &path);
@@ -177,12 +177,12 @@ fn holes_that_cannot_be_filled() {
             );
         }
         // In its place: nothing of it may be changed.
-        tried(&mut tdb, "zeros", &[7; 30_000], StoreMode::Replace);
+        tried(&mut tdb, "zeros", &vec![7; 30_000], StoreMode::Replace);
         // It needs another place, and is a hole itself.
-        tried(&mut tdb, "zeros", &[7; 70_000], StoreMode::Replace);
-        tried(&mut tdb, "zeros", &[0; 70_000], StoreMode::Modify);
+        tried(&mut tdb, "zeros", &vec![7; 70_000], StoreMode::Replace);
+        tried(&mut tdb, "zeros", &vec![0; 70_000], StoreMode::Modify);
         assert!(refused >= 12, "{flags:?}: {refused}");
-        let error = tdb.append(b"key5", &[5; 30_000]).unwrap_err();
+        let error = tdb.append(b"key5", &vec![5; 30_000]).unwrap_err();
         assert!(is_full(&error), "{flags:?} {error}");
         assert_eq!(content(&mut tdb), now);
 
@@ -190,7 +190,7 @@ fn holes_that_cannot_be_filled() {
         for key in ["zeros", "key7", "other"] {
             let mut transaction = tdb.transaction().unwrap();
             transaction
-                .store(key.as_bytes(), &[9; 30_000], StoreMode::Replace)
+                .store(key.as_bytes(), &vec![9; 30_000], StoreMode::Replace)
                 .unwrap();
             let error = transaction.commit().unwrap_err();
             assert!(is_full(&error), "{flags:?} {error}");
@@ -202,7 +202,7 @@ fn holes_that_cannot_be_filled() {
         for key in ["zeros", "key7", "other"] {
             let mut transaction = tdb.transaction().unwrap();
             transaction
-                .store(key.as_bytes(), &[9; 30_000], StoreMode::Replace)
+                .store(key.as_bytes(), &vec![9; 30_000], StoreMode::Replace)
                 .unwrap();
             transaction.commit().unwrap();
             now.insert(key.as_bytes().to_vec(), vec![9; 30_000]);
