@@ -131,10 +131,18 @@ fn nodes_come_and_go_while_the_others_serve() {
         "{refused:?}"
     );
     write_list(&lab, &full, 4, &[3]);
-    reload(&lab, one, &["reloadnodes"]);
-    for node in &lab.nodes()[..3] {
-        assert!(flags(node)[3].contains("DELETED"), "{:?}", flags(node));
+    let said = reload(&lab, one, &["reloadnodes"]);
+    for (number, node) in lab.nodes()[..3].iter().enumerate() {
+        let shown = flags(node);
+        assert!(
+            shown[3].contains("DELETED"),
+            "node {number} shows {shown:?} after {said:?}: {}",
+            node.log_tails(20)
+        );
     }
+    // Told again, it is nothing new to anybody.
+    let said = reload(&lab, one, &["reloadnodes"]);
+    assert!(said.contains("No change in nodes file"), "{said}");
     // Of the three that are left two are a majority; of four they were not.
     lab.node(2).power_loss().unwrap();
     lab.wait("two of three to serve", LONG, || {

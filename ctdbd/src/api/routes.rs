@@ -441,8 +441,8 @@ const ROUTES: &[Route] = &[
         Some("ApplyRequest"),
         "One node's part of a reload; for the daemons among themselves",
         |input| {
-            let ApplyBody { nodes } = input.json()?;
-            act(Action::ApplyNodes { nodes })
+            let ApplyBody { nodes, part } = input.json()?;
+            act(Action::ApplyNodes { nodes, part })
         },
     ),
     get(

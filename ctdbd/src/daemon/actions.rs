@@ -400,7 +400,7 @@ impl Node {
                 let wait = self.reload_nodes(dry_run);
                 return self.wait_for(RELOAD, wait, Done::default(), reply);
             }
-            Action::ApplyNodes { nodes } => match self.apply_nodes(nodes) {
+            Action::ApplyNodes { nodes, part } => match self.apply_nodes(nodes, part) {
                 Ok(wait) => return self.wait(wait, Done::default(), reply),
                 Err(answer) => answer,
             },

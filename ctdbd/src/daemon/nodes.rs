@@ -1,18 +1,19 @@
 //! Reload of the nodes list at run time (`spec/cluster.md` 2.14, `authority.md` R24 to R26).
 //!
 //! The node that is asked reads its source, asks every linked node for what *its* source says,
-//! and goes on only if all say the same and the change is one that may be made. Then the list is
-//! taken on by the leader's node first, one node after another. A source that is a command runs
-//! as a child: it may hang or fail, and costs nothing but this reload.
+//! and goes on only if all say the same and the change is one that may be made. Then all remove
+//! their records of the old list, which may wait for disks; then the leader's node takes the list
+//! on, and behind it all others at once: a node that has retired this very list before hears no
+//! leader that uses it until it has taken it on itself. It is done when all nodes that run have. A
+//! source that is a command runs as a child: it may hang or fail, and costs nothing but this reload.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
 use ctdb_core::authority::List;
 use ctdb_core::coordinator::Input;
-use ctdb_core::reload;
-use ctdb_wire::api::{Action, ApiError, Done, NodeEntry, ReloadView, SourceView};
+use ctdb_core::reload::{self, Telling, Told};
+use ctdb_wire::api::{Action, ApiError, ApplyPart, Done, NodeEntry, ReloadView, SourceView};
 use ctdb_wire::ids::{BootTime, NodeFlags, NodeSet, Pnn};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -28,7 +29,9 @@ use crate::process::{Children, How, Owner, Spec};
 /// How long a source may take.
 const FETCH: Duration = Duration::from_secs(10);
 /// How long the whole reload may take.
-pub(super) const RELOAD: Duration = Duration::from_secs(60);
+pub(super) const RELOAD: Duration = Duration::from_secs(90);
+/// How long nodes that run are told the list again that others have taken on.
+const TELL: Duration = Duration::from_secs(30);
 /// How long is waited for what comes by itself: the link to a node that is heard (one whole attempt
 /// of it takes 5 s at its longest), a leader, the last change of the list being settled.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -141,13 +144,21 @@ enum Stage {
         list: Vec<NodeEntry>,
         asked: Vec<(Pnn, oneshot::Receiver<Answer>)>,
     },
-    /// One after another takes it on.
-    Applying {
-        list: Vec<NodeEntry>,
-        view: ReloadView,
-        left: VecDeque<Pnn>,
-        current: Option<(Pnn, oneshot::Receiver<Answer>)>,
+    /// All that will be told remove their records of the old list.
+    Preparing {
+        told: Box<Tell>,
+        asked: Vec<(Pnn, oneshot::Receiver<Answer>)>,
     },
+    /// The leader's node takes it on, then the others do.
+    Applying(Box<Tell>),
+}
+
+/// A list on its way to all nodes.
+struct Tell {
+    list: Vec<NodeEntry>,
+    view: ReloadView,
+    telling: Telling,
+    asked: Vec<(Pnn, oneshot::Receiver<Answer>)>,
 }
 
 /// A new list that waits to be taken on by this node.
@@ -155,6 +166,7 @@ pub(super) struct Applying {
     nodes: Vec<NodeEntry>,
     /// Until then what may come by itself is waited for.
     until: BootTime,
+    part: ApplyPart,
 }
 
 /// Why a list is not taken on.
@@ -163,12 +175,22 @@ enum MayNot {
     Yet(String),
     /// Not without something being done.
     AtAll(String),
+    /// Another node is to be the first.
+    AsFirst,
 }
 
-impl From<MayNot> for String {
+/// The code of [`MayNot::AsFirst`].
+const NOT_LEADER: &str = "not_leader";
+
+impl From<MayNot> for ApiError {
     fn from(reason: MayNot) -> Self {
-        let (MayNot::Yet(text) | MayNot::AtAll(text)) = reason;
-        text
+        match reason {
+            MayNot::Yet(text) | MayNot::AtAll(text) => Self::new(409, "not_reloaded", text),
+            MayNot::AsFirst => {
+                let text = reload::Refused::NotLeader.to_string();
+                Self::new(409, NOT_LEADER, text)
+            }
+        }
     }
 }
 
@@ -294,61 +316,133 @@ impl Node {
                 }
                 self.begin_applying(dry_run, list)
             }
-            Stage::Applying {
-                list,
-                mut view,
-                mut left,
-                mut current,
-            } => {
-                if let Some((pnn, receiver)) = &mut current {
+            Stage::Preparing { told, mut asked } => {
+                while let Some((pnn, receiver)) = asked.last_mut() {
                     match receiver.try_recv() {
                         Err(TryRecvError::Empty) => {
-                            return Step::Stay(again(Stage::Applying {
-                                list,
-                                view,
-                                left,
-                                current,
-                            }));
+                            return Step::Stay(again(Stage::Preparing { told, asked }));
                         }
                         Ok(Ok(_)) => {}
-                        // The leader's node goes first; what it refuses nobody takes on.
-                        Ok(Err(error)) if view.applied == 0 => {
-                            return Step::Answered(Err(error));
-                        }
                         Ok(Err(error)) => {
-                            let text =
-                                format!("Node {pnn} failed to reload nodes: {}", error.message);
-                            view.warnings.push(text);
+                            return refuse(format!("ERROR: Node {pnn}: {}", error.message));
                         }
                         Err(TryRecvError::Closed) => {
-                            view.warnings
-                                .push(format!("Node {pnn} failed to reload nodes"));
+                            return refuse(format!("ERROR: Node {pnn} does not answer"));
                         }
                     }
-                    view.applied += 1;
+                    asked.pop();
                 }
-                let Some(next) = left.pop_front() else {
-                    return Step::Answered(json(&view));
-                };
-                let (sender, receiver) = oneshot::channel();
-                let action = Action::ApplyNodes {
-                    nodes: list.clone(),
-                };
-                self.action(action, Some(next), Reply::Step(sender));
-                Step::Next(again(Stage::Applying {
-                    list,
-                    view,
-                    left,
-                    current: Some((next, receiver)),
-                }))
+                Step::Next(again(Stage::Applying(told)))
+            }
+            Stage::Applying(told) => self.tell_all(told),
+        }
+    }
+
+    /// What has come of telling the list, and who is told next.
+    fn tell_all(&mut self, mut tell: Box<Tell>) -> Step {
+        let now = boot_now();
+        for (pnn, mut receiver) in std::mem::take(&mut tell.asked) {
+            let result = match receiver.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    tell.asked.push((pnn, receiver));
+                    continue;
+                }
+                Ok(Ok(value)) => {
+                    let done = serde_json::from_value::<Done>(value).unwrap_or_default();
+                    if done.changed && !tell.view.changed {
+                        tell.view.warnings.push(format!(
+                            "Node {pnn} had not taken on the list yet; it has now"
+                        ));
+                    }
+                    tell.view.applied += 1;
+                    Ok(())
+                }
+                Ok(Err(error)) if tell.telling.is_first(pnn) && error.code == NOT_LEADER => {
+                    let leader = self.leader();
+                    tell.telling.led_by(now, leader);
+                    continue;
+                }
+                // What the leader's node refuses nobody takes on.
+                Ok(Err(error)) if tell.telling.is_first(pnn) => return Step::Answered(Err(error)),
+                Ok(Err(error)) => Err(error.message),
+                Err(TryRecvError::Closed) => Err("it does not answer".to_owned()),
+            };
+            tell.telling.answered(now, pnn, result);
+        }
+        let mut linked: NodeSet = self.linked_others().into_iter().collect();
+        linked.insert(self.parts.me);
+        let status = self.parts.coordinator.status();
+        let heard = status.map_or(NodeSet::EMPTY, reload::heard);
+        match tell.telling.next(now, linked, heard) {
+            Told::Ask(nodes) => {
+                for pnn in nodes.iter() {
+                    let part = if tell.telling.is_first(pnn) {
+                        ApplyPart::First
+                    } else {
+                        ApplyPart::Follow
+                    };
+                    tell.asked
+                        .push((pnn, self.ask_to_apply(pnn, &tell.list, part)));
+                }
+                let stage = Stage::Applying(tell);
+                let wait = Wait::Reload(Box::new(Reload {
+                    dry_run: false,
+                    stage,
+                }));
+                if nodes.is_empty() {
+                    Step::Stay(wait)
+                } else {
+                    Step::Next(wait)
+                }
+            }
+            Told::Done { gone } => {
+                for pnn in gone.iter() {
+                    tell.view.warnings.push(disconnected(pnn.get()));
+                }
+                tell.view.changed |= !tell.view.warnings.is_empty();
+                Step::Answered(json(&tell.view))
+            }
+            Told::Late(_) if tell.telling.is_untold() => refuse(
+                "the leader changes again and again; no node has taken the list on".to_owned(),
+            ),
+            Told::Late(failed) => {
+                let mut lines: Vec<String> = failed
+                    .iter()
+                    .map(|(pnn, reason)| format!("Node {pnn} failed to reload nodes: {reason}"))
+                    .collect();
+                lines.push(
+                    "the other nodes use the new list; run it again, and if that does not help \
+                     restart ctdbd there"
+                        .to_owned(),
+                );
+                Step::Answered(Err(ApiError::new(504, "not_on_all", lines.join("; "))))
             }
         }
     }
 
+    fn ask_to_apply(
+        &mut self,
+        pnn: Pnn,
+        list: &[NodeEntry],
+        part: ApplyPart,
+    ) -> oneshot::Receiver<Answer> {
+        let (sender, receiver) = oneshot::channel();
+        let action = Action::ApplyNodes {
+            nodes: list.to_vec(),
+            part,
+        };
+        self.action(action, Some(pnn), Reply::Step(sender));
+        receiver
+    }
+
     /// `POST /v1/nodes/apply`: checked, then the record of the old list is removed, off the main
-    /// loop, then the list is in force.
-    pub(super) fn apply_nodes(&self, nodes: Vec<NodeEntry>) -> Result<Wait, Answer> {
-        match self.may_apply(&nodes) {
+    /// loop, then the list is in force, unless this was only to prepare.
+    pub(super) fn apply_nodes(
+        &self,
+        nodes: Vec<NodeEntry>,
+        part: ApplyPart,
+    ) -> Result<Wait, Answer> {
+        match self.may_apply(&nodes, part) {
             Ok(false) => Err(json(&Done {
                 changed: false,
                 message: "the list is in force already".to_owned(),
@@ -356,13 +450,14 @@ impl Node {
             Ok(true) | Err(MayNot::Yet(_)) => Ok(Wait::Apply(Applying {
                 nodes,
                 until: boot_now() + PATIENCE,
+                part,
             })),
-            Err(MayNot::AtAll(text)) => Err(Err(ApiError::new(409, "not_reloaded", text))),
+            Err(reason) => Err(Err(reason.into())),
         }
     }
 
     /// Whether a list differs from the one in force, and may be taken on now (R24).
-    fn may_apply(&self, nodes: &[NodeEntry]) -> Result<bool, MayNot> {
+    fn may_apply(&self, nodes: &[NodeEntry], part: ApplyPart) -> Result<bool, MayNot> {
         let old = self.entries();
         if nodes == old {
             return Ok(false);
@@ -383,12 +478,14 @@ impl Node {
             return Err(MayNot::Yet(text.to_owned()));
         };
         let refused = if status.list.voters == self.parts.coordinator.config().voters {
-            reload::check(status, self.parts.mode, &list).err()
+            let first = part == ApplyPart::First;
+            reload::check(status, self.parts.mode, &list, first).err()
         } else {
             Some(reload::Refused::NotSettled) // The detector is to hear of it.
         };
         match refused {
             None => Ok(true),
+            Some(reload::Refused::NotLeader) => Err(MayNot::AsFirst),
             Some(refused) if refused.may_pass() => Err(MayNot::Yet(refused.to_string())),
             Some(refused) => Err(MayNot::AtAll(refused.to_string())),
         }
@@ -398,19 +495,22 @@ impl Node {
     pub(super) fn look_at_apply(&mut self, applying: Applying) -> Step {
         let now = boot_now();
         // Another reload may have come before this one.
-        match self.may_apply(&applying.nodes) {
+        let prepare = applying.part == ApplyPart::Prepare;
+        match self.may_apply(&applying.nodes, applying.part) {
             Ok(true) => {}
             Ok(false) => return Step::Answered(json(&Done::default())),
+            Err(MayNot::Yet(_)) if prepare => {}
             Err(MayNot::Yet(_)) if now < applying.until => {
                 return Step::Stay(Wait::Apply(applying));
             }
-            Err(reason) => return refuse(reason.into()),
+            Err(reason) => return Step::Answered(Err(reason.into())),
         }
         match self.record.remove(now) {
             Removal::UnderWay => Step::Stay(Wait::Apply(applying)),
             Removal::Failed(text) => {
                 refuse(format!("the record of voters cannot be removed: {text}"))
             }
+            Removal::Done if prepare => Step::Answered(json(&Done::default())),
             Removal::Done => Step::Answered(self.take_on(&applying.nodes)),
         }
     }
@@ -556,7 +656,7 @@ impl Node {
             Ok(view) => view,
             Err(errors) => return refuse(errors.join("; ")),
         };
-        if !view.changed || dry_run {
+        if dry_run {
             return Step::Answered(json(&view));
         }
         // A link may have been lost while the others were asked.
@@ -565,35 +665,44 @@ impl Node {
             return without_links(untold);
         }
         let Some(leader) = self.leader() else {
+            if !view.changed {
+                return Step::Answered(json(&view));
+            }
             return refuse("there is no leader to take on the list first".to_owned());
         };
         let me = self.parts.me;
-        let mut left: VecDeque<Pnn> = self.linked_others().into();
-        left.push_back(me);
-        left.retain(|pnn| *pnn != leader);
-        left.push_front(leader);
+        let mut others: NodeSet = self.linked_others().into_iter().collect();
+        others.insert(me);
         // Those that cannot be told, but will go on.
         for node in &list {
             if !node.deleted && node.pnn != me.get() && !connected(node.pnn) {
                 let known = !view.new.contains(&node.pnn) && !view.undeleted.contains(&node.pnn);
-                if known {
-                    view.warnings.push(format!(
-                        "WARNING: Node {} is disconnected. You MUST fix this node manually!",
-                        node.pnn
-                    ));
+                if view.changed && known {
+                    view.warnings.push(disconnected(node.pnn));
                 }
             }
         }
+        // Also if nothing changes here: an earlier reload may not have come to all.
+        let asked = others
+            .iter()
+            .map(|pnn| (pnn, self.ask_to_apply(pnn, &list, ApplyPart::Prepare)))
+            .collect();
+        let told = Box::new(Tell {
+            list,
+            view,
+            telling: Telling::new(leader, others, now + TELL),
+            asked: Vec::new(),
+        });
         Step::Next(Wait::Reload(Box::new(Reload {
             dry_run,
-            stage: Stage::Applying {
-                list,
-                view,
-                left,
-                current: None,
-            },
+            stage: Stage::Preparing { told, asked },
         })))
     }
+}
+
+/// CTDB's words for a node that goes on with its old list.
+fn disconnected(pnn: u32) -> String {
+    format!("WARNING: Node {pnn} is disconnected. You MUST fix this node manually!")
 }
 
 #[cfg(test)]

@@ -510,6 +510,8 @@ pub enum Action {
     ApplyNodes {
         /// The list.
         nodes: Vec<NodeEntry>,
+        /// What is to be done now.
+        part: ApplyPart,
     },
     /// `GET /v1/cluster/lock`.
     Lock,
@@ -619,6 +621,19 @@ impl Action {
                 | Self::Read { .. }
         )
     }
+}
+
+/// What a node is to do for a reload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApplyPart {
+    /// Remove the record of the old list, so that nothing waits for a disk later.
+    Prepare,
+    /// Take the list on as the leader's node, if it still is.
+    First,
+    /// Take it on; the leader's node has.
+    #[default]
+    Follow,
 }
 
 /// One line of the nodes list.

@@ -77,7 +77,13 @@ pub enum Fault {
     /// A node is added to the nodes list, or removed.
     Reload { node: usize },
     /// The record of the old list is gone at last, and the daemon takes the new one on.
-    TakeOn { node: usize, voters: NodeSet },
+    TakeOn {
+        node: usize,
+        voters: NodeSet,
+        first: bool,
+    },
+    /// The operator's command tells the leader's node, until one has taken the list on.
+    TellFirst(NodeSet),
     /// A clock runs beyond the margin, or all but stands still, for that long.
     Clock {
         node: usize,
@@ -592,7 +598,12 @@ impl World {
             Fault::Reload { node } => {
                 self.reload_list(node, None);
             }
-            Fault::TakeOn { node, voters } => self.give(node, Item::List(voters)),
+            Fault::TakeOn {
+                node,
+                voters,
+                first,
+            } => self.give(node, Item::List { voters, first }),
+            Fault::TellFirst(voters) => self.tell_first(voters),
             Fault::Clock {
                 node,
                 drift_ppm,

@@ -1,12 +1,20 @@
 //! Nodes lists: what stands in the files, and the operator who changes them, one node at a time.
 
+use std::time::Duration;
+
 use ctdb_core::authority::{List, Mode};
 use ctdb_core::reload::{self, Refused};
 use ctdb_wire::ids::NodeSet;
 use rand::Rng as _;
 
+use super::faults::Fault;
 use super::node::Item;
-use super::world::World;
+use super::world::{Event, World};
+
+/// How often the leader's node is told until one takes the list on.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long a node that is told before the first waits for it.
+const WAITS: Duration = Duration::from_millis(20);
 
 /// The list with its quorum.
 fn list_of(voters: NodeSet) -> List {
@@ -15,11 +23,11 @@ fn list_of(voters: NodeSet) -> List {
 }
 
 /// Why the daemon does not take the list on; its detector may not have heard of the last one yet.
-fn refusal(daemon: &super::node::Daemon, mode: Mode, list: &List) -> Option<Refused> {
+fn refusal(daemon: &super::node::Daemon, mode: Mode, list: &List, first: bool) -> Option<Refused> {
     if daemon.published.list.voters != daemon.coordinator.config().voters {
         return Some(Refused::NotSettled);
     }
-    reload::check(&daemon.published, mode, list).err()
+    reload::check(&daemon.published, mode, list, first).err()
 }
 
 impl World {
@@ -43,7 +51,7 @@ impl World {
         let list = list_of(voters);
         let mode = self.mode();
         let refused = match &self.hosts[leader].daemon {
-            Some(daemon) => refusal(daemon, mode, &list),
+            Some(daemon) => refusal(daemon, mode, &list, true),
             None => return false,
         };
         if let Some(refused) = refused {
@@ -52,14 +60,33 @@ impl World {
         }
         self.say(|| format!("operator: list is {voters:?}"));
         self.list = voters;
+        self.list_begun = false;
         self.stats.reloads += 1;
-        self.write_list(leader, voters);
+        self.write_list(leader, voters, true);
+        self.schedule(
+            self.now + AGAIN,
+            Event::Do(Box::new(Fault::TellFirst(voters))),
+        );
         for index in (0..self.hosts.len()).filter(|index| *index != leader) {
             if self.hosts[index].powered && self.rng.random_bool(0.9) && missed != Some(index) {
-                self.write_list(index, voters);
+                self.write_list(index, voters, false);
             }
         }
         true
+    }
+
+    /// The leader's node is the first; if it leads no more, it is another.
+    pub fn tell_first(&mut self, voters: NodeSet) {
+        if self.list_begun || voters != self.list {
+            return;
+        }
+        if let Some(leader) = self.acting_node() {
+            self.write_list(leader, voters, true);
+        }
+        self.schedule(
+            self.now + AGAIN,
+            Event::Do(Box::new(Fault::TellFirst(voters))),
+        );
     }
 
     /// The node whose main loop acts as leader.
@@ -72,33 +99,47 @@ impl World {
     }
 
     /// The file is written, and the daemon reads it.
-    fn write_list(&mut self, node: usize, voters: NodeSet) {
+    fn write_list(&mut self, node: usize, voters: NodeSet, first: bool) {
         self.hosts[node].file = voters;
-        self.give(node, Item::List(voters));
+        self.give(node, Item::List { voters, first });
         if self.hosts[node].daemon.is_none() && voters.contains(super::world::pnn(node)) {
-            let at = self.now + std::time::Duration::from_millis(30);
-            self.schedule(at, super::world::Event::Start { node });
+            let at = self.now + Duration::from_millis(30);
+            self.schedule(at, Event::Start { node });
         }
     }
 
     /// The main loop reloads; false if the daemon was stopped meanwhile.
-    pub fn reload_daemon(&mut self, node: usize, voters: NodeSet) -> bool {
+    pub fn reload_daemon(&mut self, node: usize, voters: NodeSet, first: bool) -> bool {
         let list = list_of(voters);
         let mode = self.mode();
         let Some(daemon) = self.hosts[node].daemon.as_deref_mut() else {
             return false;
         };
-        if let Some(refused) = refusal(daemon, mode, &list) {
+        if !first && voters == self.list && !self.list_begun {
+            let fault = Fault::TakeOn {
+                node,
+                voters,
+                first,
+            };
+            self.schedule(self.now + WAITS, Event::Do(Box::new(fault)));
+            return true;
+        }
+        if let Some(refused) = refusal(daemon, mode, &list, first) {
             self.say(|| format!("node {node}: reload refused: {refused}"));
             return true;
         }
         if self.now < self.hosts[node].disk_until {
             // The record of the old list has to go first, and the disk takes its time.
-            let fault = super::faults::Fault::TakeOn { node, voters };
+            let fault = Fault::TakeOn {
+                node,
+                voters,
+                first,
+            };
             let at = self.hosts[node].disk_until;
-            self.schedule(at, super::world::Event::Do(Box::new(fault)));
+            self.schedule(at, Event::Do(Box::new(fault)));
             return true;
         }
+        self.list_begun |= first && voters == self.list;
         // The record is removed before another list counts (R10).
         self.hosts[node].acted_under = None;
         let input = ctdb_core::coordinator::Input::List {

@@ -118,7 +118,12 @@ pub enum Item {
     /// What the client found by itself.
     Lock(LockNews),
     /// The nodes file is to be read again.
-    List(NodeSet),
+    List {
+        /// Its voters.
+        voters: NodeSet,
+        /// As the leader's node, before all others.
+        first: bool,
+    },
     Stop,
 }
 

@@ -526,7 +526,7 @@ impl World {
                 let news = self.lock_read(node, news);
                 news.is_none_or(|news| self.item(node, Item::Lock(news)))
             }
-            Item::List(voters) => self.reload_daemon(node, voters),
+            Item::List { voters, first } => self.reload_daemon(node, voters, first),
             Item::Lock(news) => {
                 self.say(|| format!("node {node}: lock {news:?}"));
                 self.command(node, Command::Lock(news));

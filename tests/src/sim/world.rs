@@ -150,6 +150,8 @@ pub struct World {
     pub lock: super::lock::Service,
     /// The newest nodes list.
     pub list: NodeSet,
+    /// Whether the leader's node has taken it on; only then the others are told.
+    pub list_begun: bool,
     /// A clock was beyond the margin, so that nothing about rights is promised before that.
     pub clocks_excused_until: Real,
     pub addresses: Vec<IpAddr>,
@@ -179,6 +181,7 @@ impl World {
             net: Net::new(nodes),
             lock: super::lock::Service::default(),
             list: (0..nodes).map(pnn).collect(),
+            list_begun: true,
             clocks_excused_until: Real(0),
             addresses: (0..addresses)
                 .map(|i| IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1)))

@@ -30,6 +30,8 @@ pub struct ListStatus {
     pub settled: bool,
     /// Voters that were heard within L and do not use this list, or are not settled on it.
     pub others: NodeSet,
+    /// The one other list that all of them use, if this node is settled or accepts no other list than that.
+    pub others_use: Option<NodeSet>,
     /// As leader: nodes outside of the list that may have a right (R25).
     pub strangers: NodeSet,
     /// As leader: a quorum has said whom else it answered lately.
@@ -179,17 +181,26 @@ impl Authority {
 
     pub(super) fn list_status(&self, now: BootTime) -> ListStatus {
         let voters = self.config.voters;
-        let others = voters.iter().filter(|pnn| {
-            let peer = &self.peers[pnn.index()];
-            *pnn != self.config.me
-                && peer.heard_at != BootTime::ZERO
-                && now.since(peer.heard_at) < self.config.timing.lease
-                && (peer.list != voters || !peer.settled)
-        });
+        let others: NodeSet = voters
+            .iter()
+            .filter(|pnn| {
+                let peer = &self.peers[pnn.index()];
+                *pnn != self.config.me
+                    && peer.heard_at != BootTime::ZERO
+                    && now.since(peer.heard_at) < self.config.timing.lease
+                    && (peer.list != voters || !peer.settled)
+            })
+            .collect();
+        let mut used = others.iter().map(|pnn| self.peers[pnn.index()].list);
+        let others_use = used
+            .next()
+            .filter(|first| *first != voters && used.all(|list| list == *first))
+            .filter(|first| self.list_settled(now) || self.lists.neighbour == Some(*first));
         ListStatus {
             voters,
             settled: self.list_settled(now),
-            others: others.collect(),
+            others,
+            others_use,
             strangers: self.strangers(),
             surveyed: self.surveyed(),
         }

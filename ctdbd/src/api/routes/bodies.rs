@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ctdb_wire::api::NodeEntry;
+use ctdb_wire::api::{ApplyPart, NodeEntry};
 use ctdb_wire::ids::Pnn;
 use serde::Deserialize;
 
@@ -43,6 +43,8 @@ pub(super) struct ReloadBody {
 #[serde(deny_unknown_fields)]
 pub(super) struct ApplyBody {
     pub(super) nodes: Vec<NodeEntry>,
+    #[serde(default)]
+    pub(super) part: ApplyPart,
 }
 
 #[derive(Deserialize)]

@@ -64,9 +64,10 @@ pub fn http_of(action: &Action, node: Pnn) -> HttpCall {
         Action::ReloadNodes { dry_run } => {
             post("/v1/nodes/reload", serde_json::json!({"dry_run": dry_run}))
         }
-        Action::ApplyNodes { nodes } => {
-            post("/v1/nodes/apply", serde_json::json!({"nodes": nodes}))
-        }
+        Action::ApplyNodes { nodes, part } => post(
+            "/v1/nodes/apply",
+            serde_json::json!({"nodes": nodes, "part": part}),
+        ),
         Action::Lock => get("/v1/cluster/lock"),
         Action::DatabaseClients => get("/v1/databases/clients"),
         Action::Processes => get("/v1/processes"),
