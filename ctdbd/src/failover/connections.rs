@@ -157,9 +157,14 @@ impl Connections {
     /// These addresses are silent; returns when the last that was known of their connections is
     /// in the queues of all links, or after [`LAST_WORDS`].
     pub(super) fn freeze(&self, addresses: &[IpAddr]) {
+        self.freeze_within(addresses, LAST_WORDS);
+    }
+
+    /// The same, where more depends on it than who hears of it first.
+    pub(super) fn freeze_within(&self, addresses: &[IpAddr], limit: Duration) {
         let (said, done) = sync_channel(1);
         self.post(Message::Frozen(addresses.to_vec(), Some(said)));
-        if done.recv_timeout(LAST_WORDS).is_err() {
+        if done.recv_timeout(limit).is_err() {
             tracing::warn!("the last changes of released connections are late");
         }
     }

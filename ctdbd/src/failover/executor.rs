@@ -14,6 +14,8 @@ use super::{Job, Outcome, Placed, Setup};
 
 /// Addresses cleaned up between two looks at the queue: some 10 ms of work.
 const PIECE: usize = 64;
+/// So long the connections thread may take, on a machine that hardly gets to it, to hear what is to end.
+const HEARD: Duration = Duration::from_millis(500);
 /// Listeners are looked for this often in the first second of an opening.
 const POLL_FAST: Duration = Duration::from_millis(20);
 /// And this often later.
@@ -344,7 +346,9 @@ impl Thread {
             return;
         }
         if let Some(connections) = &self.setup.connections {
-            connections.freeze(&addresses.iter().copied().collect::<Vec<_>>());
+            // Of sockets that are seen to end before this has been heard nobody is told.
+            let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
+            connections.freeze_within(&addresses, HEARD);
         }
         if let Some(net) = &mut self.net {
             let killed = net.end_all(&addresses);
