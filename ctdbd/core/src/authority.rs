@@ -134,6 +134,8 @@ pub trait Sink {
 pub(crate) struct Peer {
     /// Incarnation of the link's session; `NONE` before the first handshake.
     pub incarnation: Incarnation,
+    /// When it became known here.
+    pub known_at: BootTime,
     /// Newest epoch that the peer has shown in this incarnation, and whether with a right.
     pub epoch: u32,
     pub has_right: bool,
@@ -192,6 +194,7 @@ pub(crate) struct Report {
 impl Peer {
     const NEW: Self = Self {
         incarnation: Incarnation::NONE,
+        known_at: BootTime::ZERO,
         epoch: 0,
         has_right: false,
         epoch_learned_at: BootTime::ZERO,
@@ -536,6 +539,7 @@ impl Authority {
         let peer = &mut self.peers[pnn.index()];
         if peer.incarnation != incarnation {
             peer.incarnation = incarnation;
+            peer.known_at = now;
             peer.epoch = 0;
             peer.has_right = false;
             peer.epoch_learned_at = now;

@@ -199,6 +199,12 @@ impl World {
             if stale && good.contains(&node) {
                 self.crash(node, true);
             }
+            // What a frozen daemon was told before is not the last word any more.
+            if let Some(daemon) = &mut self.hosts[node].daemon {
+                daemon.inbox.retain(
+                    |item| !matches!(item, Item::List { voters: old, .. } if *old != voters),
+                );
+            }
             if !voters.contains(super::world::pnn(node)) {
                 self.crash(node, true);
                 self.hosts[node].stays_down = true;

@@ -127,11 +127,14 @@ impl World {
             return;
         }
         if self.now < self.lock.hangs_until || self.lock.cut & (1 << node) != 0 {
-            // The call hangs; a helper that is gone meanwhile asks no more.
-            let at = self
-                .lock
-                .hangs_until
-                .max(self.now + Duration::from_millis(50));
+            // The call hangs, until the service answers again, which may be before its time when the
+            // faults end; a helper that is gone meanwhile asks no more.
+            let look = self.now + Duration::from_millis(50);
+            let at = if self.now < self.lock.hangs_until {
+                look.min(self.lock.hangs_until)
+            } else {
+                look
+            };
             if self.lives(node, life) {
                 self.schedule(at, again);
             }

@@ -335,7 +335,8 @@ impl Authority {
 
     /// Whether a voter that answers has not promised for long: it has voted for a newer term
     /// in which nobody acted, and the withdrawal was lost. Only a newer term wins it back.
-    /// The main loop renounces first (R9).
+    /// The main loop renounces first (R9). A voter that has just started promises nobody for L + m
+    /// (R10), and is no reason.
     pub(super) fn is_fenced_off(&self, now: BootTime) -> bool {
         let Role::Leader { elected_at, .. } = self.role else {
             return false;
@@ -345,10 +346,11 @@ impl Authority {
         now.since(elected_at) > long
             && self.config.voters.iter().any(|pnn| {
                 let peer = &self.peers[pnn.index()];
+                let promised = peer.promised_s.max(elected_at).max(peer.known_at);
                 pnn != self.config.me
                     && peer.answered_s > elected_at
                     && now.since(peer.replied_at) < timing.interval * 2
-                    && now.since(peer.promised_s.max(elected_at)) > long
+                    && now.since(promised) > long
             })
     }
 

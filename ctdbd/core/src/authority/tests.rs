@@ -1,5 +1,6 @@
 //! Small transitions of the detector, with virtual time and a network that is in the test's hand.
 
+mod fence;
 mod lapse;
 
 use std::collections::VecDeque;
