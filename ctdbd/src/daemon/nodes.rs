@@ -402,9 +402,11 @@ impl Node {
                 tell.view.changed |= !tell.view.warnings.is_empty();
                 Step::Answered(json(&tell.view))
             }
-            Told::Late(_) if tell.telling.is_untold() => refuse(
-                "the leader changes again and again; no node has taken the list on".to_owned(),
-            ),
+            Told::Late(_) if tell.telling.is_untold() => refuse(format!(
+                "no node that leads could be told for {} s (the leader changed, or the link to its \
+                 node is down: see ctdb cluster status); no node has taken the list on; run it again",
+                TELL.as_secs()
+            )),
             Told::Late(failed) => {
                 let mut lines: Vec<String> = failed
                     .iter()

@@ -583,13 +583,11 @@ impl Authority {
     pub(super) fn lapse(&mut self, now: BootTime, sink: &mut impl Sink) {
         let frees = self.config.mode.lock_alone() // R21 asks for the renunciation there.
             || self.may_free(now);
-        let Role::Leader { term, .. } = self.role else {
-            return;
+        let term = match self.role {
+            Role::Leader { term, .. } if !frees => term,
+            // A candidacy frees at once: nobody acts in it.
+            _ => return self.withdraw(now, sink),
         };
-        if frees {
-            self.withdraw(now, sink);
-            return;
-        }
         self.lapsed = Some(term);
         self.lock_idle(now);
         self.role = Role::Follower;

@@ -169,10 +169,7 @@ impl Authority {
                 }
                 self.lock.tenure = None;
                 if self.config.mode.lock().is_some() {
-                    match self.role {
-                        Role::Leader { .. } => self.lapse(now, sink),
-                        _ => self.withdraw(now, sink),
-                    }
+                    self.lapse(now, sink);
                 }
             }
         }
