@@ -6,12 +6,15 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
-use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ctdb_db::{Error, OpenFlags, OpenOptions, StoreMode, Tdb, TraverseKind};
+#[path = "common/files.rs"]
+mod files;
+
+use ctdb_db::{Error, OpenFlags, OpenOptions, StoreMode, Tdb};
+use files::{all as content, open};
 
 /// Where the small file system is, for the process inside.
 const FOLDER: &str = "CTDB_TEST_SMALL_DISK";
@@ -52,27 +55,7 @@ const KINDS: [OpenFlags; 4] = [
     OpenFlags::MUTEX_LOCKING,
 ];
 
-fn open(path: &Path, flags: OpenFlags) -> Tdb {
-    let options = OpenOptions {
-        flags,
-        hash_size: 7,
-        create: true,
-        ..OpenOptions::default()
-    };
-    Tdb::open(path, &options).unwrap()
-}
-
 type Content = BTreeMap<Vec<u8>, Vec<u8>>;
-
-fn content(tdb: &mut Tdb) -> Content {
-    let mut all = BTreeMap::new();
-    tdb.traverse(TraverseKind::Read, |_, key, data| {
-        all.insert(key.to_vec(), data.to_vec());
-        Ok(ControlFlow::Continue(()))
-    })
-    .unwrap();
-    all
-}
 
 /// The disk without any room, until it is dropped.
 struct Full(PathBuf);

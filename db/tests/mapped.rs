@@ -1,38 +1,20 @@
 //! The mapped file: growth by others, truncation under us at any moment, prepared commits.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use ctdb_db::{Error, LockKind, OpenFlags, OpenOptions, StoreMode, Tdb, TraverseKind};
+#[path = "common/files.rs"]
+mod files;
 
-fn open(path: &Path, flags: OpenFlags) -> Tdb {
-    let options = OpenOptions {
-        flags,
-        hash_size: 7,
-        create: true,
-        ..OpenOptions::default()
-    };
-    Tdb::open(path, &options).unwrap()
-}
+use ctdb_db::{Error, LockKind, OpenFlags, StoreMode, Tdb, TraverseKind};
+use files::{all, open};
 
 fn put(tdb: &mut Tdb, key: &str, data: &[u8]) {
     tdb.store(key.as_bytes(), data, StoreMode::Replace).unwrap();
-}
-
-fn all(tdb: &mut Tdb) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    tdb.traverse(TraverseKind::Read, |_, key, data| {
-        all.insert(key.to_vec(), data.to_vec());
-        Ok(ControlFlow::Continue(()))
-    })
-    .unwrap();
-    all
 }
 
 /// With and without a map, one handle follows what the other grows, far beyond any reserve.
